@@ -1,0 +1,1 @@
+"""MAW in Hugging Face encoders."""

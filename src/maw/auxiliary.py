@@ -1,0 +1,86 @@
+"""How a layer's auxiliary loss reaches its parameters without passing through the training loss.
+
+The layer knows its auxiliary loss in forward; the training loss is computed elsewhere, possibly from cached
+embeddings, possibly with the layer run twice by gradient checkpointing. So the gradient is put into the graph at the
+layer: `add_gradient(x, loss)` is x in forward and adds d(loss) in backward whenever x receives a gradient. Each
+layer's `GradientScale` says how much; `scale_gradient` at the root of the training loss sets it from the root's own
+incoming gradient, so that loss scaling and gradient accumulation apply to both alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["GradientScale", "add_gradient", "in_backward", "scale_gradient"]
+
+
+class GradientScale:
+    """How many texts one training loss covered, and the gradient that arrived at its root.
+
+    The layer adds the *sum* over its texts of their auxiliary losses; divided by `texts`, all forwards of one training
+    loss together weigh as one mean over texts, however they were split into mini-batches.
+    """
+
+    def __init__(self) -> None:
+        self.texts = 0
+        self.root: Tensor | None = None
+
+    def clear(self) -> None:
+        """Forget the last training loss."""
+        self.texts = 0
+        self.root = None
+
+    def factor(self, own_texts: int) -> Tensor | float:
+        """What the sum over `own_texts` texts is multiplied with; without a root, their plain mean."""
+        return 1.0 / own_texts if self.root is None else self.root / self.texts
+
+
+class _AddGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, loss: Tensor, scale: GradientScale, own_texts: int) -> Tensor:
+        ctx.scale, ctx.own_texts = scale, own_texts
+        ctx.dtype, ctx.device = loss.dtype, loss.device
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        factor = torch.as_tensor(ctx.scale.factor(ctx.own_texts), dtype=ctx.dtype, device=ctx.device)
+        return grads[0], factor, None, None
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, scales: Sequence[GradientScale]) -> Tensor:
+        ctx.scales = scales
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        for scale in ctx.scales:
+            scale.root = grads[0].detach()
+        return grads[0], None
+
+
+def add_gradient(x: Tensor, loss: Tensor, scale: GradientScale, own_texts: int) -> Tensor:
+    """`x` unchanged; in backward, `loss` (a sum over `own_texts` texts) gets the gradient `scale` says.
+
+    >>> x, p = torch.ones(2, requires_grad=True), torch.ones((), requires_grad=True)
+    >>> add_gradient(x, 3 * p, GradientScale(), own_texts=1).sum().backward()
+    >>> p.grad.item(), x.grad.tolist()
+    (3.0, [1.0, 1.0])
+    """
+    return _AddGradient.apply(x, loss, scale, own_texts)
+
+
+def scale_gradient(loss: Tensor, scales: Sequence[GradientScale]) -> Tensor:
+    """The training loss unchanged; its backward tells `scales` the gradient that arrived here, before any layer's."""
+    return _ScaleGradient.apply(loss, scales)
+
+
+def in_backward() -> bool:
+    """Whether this code runs inside a backward pass, as a checkpointed layer's second forward does."""
+    return torch._C._current_graph_task_id() != -1

@@ -1,0 +1,209 @@
+"""`MAWConfig`: every setting of MAW in one frozen, validated value with a JSON round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from maw.errors import MAWError
+
+__all__ = ["Advantage", "Estimator", "MAWConfig", "Reward", "Selection", "ViewKind"]
+
+ViewKind = Literal["auto", "spectral", "frame", "random", "ones"]
+Selection = Literal["gumbel", "softmax", "hard", "uniform"]
+Advantage = Literal["std", "none", "leave-one-out"]
+Estimator = Literal["sampled", "exact"]
+Reward = Literal["entropy"]
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    # The specification's snippets to the letter: identical slices, no scale, one sampled depth whose baseline is the
+    # value network, and Gumbel-Softmax at its usual temperature.
+    "literal": {"views": "ones", "train_views": False, "scale": 1.0, "tau": 1.0, "group_size": 1, "advantage": "none"},
+}
+
+
+@dataclass(frozen=True)
+class MAWConfig:
+    """What MAW is to be, in which layers, and how its depth selection is trained (method.md sections 1 to 4).
+
+    Args:
+        layers: indices of the encoder layers that get MAW, negative ones counted from the end, or `"all"`.
+        depth: D, the number of view vectors per head.
+        num_heads: the encoder's number of heads; only checked, never set. None takes the encoder's.
+        views: how view vectors start: `"auto"` (spectral where it applies, else frame), `"spectral"`, `"frame"`,
+            `"random"` (a control), `"ones"` (the literal recipe).
+        train_views: whether view vectors are trained.
+        scale: the factor on the mixed scores in (4). None is `scaling * D * C**2`, the exact start.
+        selection: how policy logits become depth weights: `"gumbel"`, `"softmax"`, `"hard"`, `"uniform"`.
+        tau: temperature of that softmax, the same in training and in evaluation.
+        reward: what a depth choice is worth: `"entropy"`, minus the normalised attention entropy of its slice.
+        group_size: G, depth choices sampled per text. With 1 the value network is the baseline.
+        advantage: scaling of group-relative advantages: `"std"`, `"none"` or `"leave-one-out"`.
+        estimator: `"sampled"` (GRPO) or `"exact"`, the gradient over all D arms.
+        clip: half-width of the clipped probability ratio.
+        updates: how many optimiser steps each group of samples serves. With 1 the ratio is always 1.
+        auxiliary_weight: weight of the auxiliary loss beside the training loss.
+        value_weight: weight of the value loss inside the auxiliary loss.
+        kl_weight: weight of KL(policy || uniform) inside the auxiliary loss.
+        entropy_weight: weight of the policy-entropy bonus inside the auxiliary loss.
+        learning_rate: learning rate of MAW's own parameters.
+        seed: seed of the random parts of the views.
+
+    Raises:
+        MAWError: a value is out of its range; the message says which and what would do.
+
+    >>> MAWConfig(layers=[-1], depth=32).depth
+    32
+    >>> MAWConfig.from_json(MAWConfig(layers="all").to_json()) == MAWConfig(layers="all")
+    True
+    """
+
+    layers: tuple[int, ...] | list[int] | Literal["all"] = (-1,)
+    depth: int = 64
+    num_heads: int | None = None
+    views: ViewKind = "auto"
+    train_views: bool = True
+    scale: float | None = None
+    selection: Selection = "gumbel"
+    tau: float = 5.0
+    reward: Reward = "entropy"
+    group_size: int = 8
+    advantage: Advantage = "std"
+    estimator: Estimator = "sampled"
+    clip: float = 0.2
+    updates: int = 1
+    auxiliary_weight: float = 0.003
+    value_weight: float = 0.5
+    kl_weight: float = 0.0
+    entropy_weight: float = 0.0
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", _checked_layers(self.layers))
+        for name, kind in (
+            ("views", ViewKind),
+            ("selection", Selection),
+            ("advantage", Advantage),
+            ("estimator", Estimator),
+            ("reward", Reward),
+        ):
+            value = getattr(self, name)
+            if value not in get_args(kind):
+                choices = ", ".join(repr(choice) for choice in get_args(kind))
+                raise MAWError(f"{name} must be one of {choices}, got {value!r}")
+        for name in ("depth", "group_size", "updates"):
+            _check_integer(name, getattr(self, name), least=1)
+        _check_integer("seed", self.seed, least=0)
+        if self.num_heads is not None:
+            _check_integer("num_heads", self.num_heads, least=1)
+        for name in ("tau", "clip"):
+            _check_number(name, getattr(self, name), above=0.0)
+        if self.scale is not None:
+            _check_number("scale", self.scale, above=0.0)
+        for name in ("auxiliary_weight", "value_weight", "kl_weight", "entropy_weight", "learning_rate"):
+            _check_number(name, getattr(self, name), least=0.0)
+
+    @classmethod
+    def recipe(cls, name: str, **changes: Any) -> MAWConfig:
+        """A named configuration: `"default"`, or `"literal"`, the specification's snippets to the letter.
+
+        >>> MAWConfig.recipe("literal").views
+        'ones'
+        """
+        if name not in RECIPES:
+            raise MAWError(f"recipe must be one of {sorted(RECIPES)}, got {name!r}")
+        return cls(**{**RECIPES[name], **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values."""
+        values = dataclasses.asdict(self)
+        if self.layers != "all":
+            values["layers"] = list(self.layers)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MAWConfig:
+        """The inverse of `to_dict`; unknown names are an error."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise MAWError(
+                f"unknown MAW settings {unknown}: known are {sorted(known)}. Did another version of maw write them?"
+            )
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """The settings as one JSON object."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> MAWConfig:
+        """The inverse of `to_json`."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise MAWError(f"MAW settings must be a JSON object, got text that is not JSON ({error})") from None
+        if not isinstance(values, dict):
+            raise MAWError(f"MAW settings must be a JSON object, got {type(values).__name__}")
+        return cls.from_dict(values)
+
+    def layer_indices(self, count: int) -> list[int]:
+        """`layers` as sorted indices into an encoder of `count` layers.
+
+        Raises:
+            MAWError: an index is out of range or names the same layer twice.
+
+        >>> MAWConfig(layers=[-1, 0]).layer_indices(6)
+        [0, 5]
+        """
+        if self.layers == "all":
+            return list(range(count))
+        for layer in self.layers:
+            if not -count <= layer < count:
+                raise MAWError(
+                    f"layers: the encoder has {count} layers, {-count} to {count - 1} are possible, got {layer}"
+                )
+        indices = sorted(layer % count for layer in self.layers)
+        for first, second in itertools.pairwise(indices):
+            if first == second:
+                raise MAWError(f"layers: layer {first} is named twice in {list(self.layers)} ({count} layers)")
+        return indices
+
+
+def _checked_layers(layers: Any) -> tuple[int, ...] | Literal["all"]:
+    if isinstance(layers, str):
+        if layers != "all":
+            raise MAWError(f"layers must be a list of layer indices or 'all', got {layers!r}")
+        return "all"
+    if isinstance(layers, int) and not isinstance(layers, bool):
+        layers = (layers,)
+    try:
+        layers = tuple(layers)
+    except TypeError:
+        raise MAWError(f"layers must be a list of layer indices or 'all', got {layers!r}") from None
+    if not layers:
+        raise MAWError("layers must name at least one layer, got an empty list: give [-1] for the last layer")
+    for layer in layers:
+        if not isinstance(layer, int) or isinstance(layer, bool):
+            raise MAWError(f"layers must be integers, got {layer!r}")
+    if len(set(layers)) != len(layers):
+        raise MAWError(f"layers must differ, got a duplicate in {list(layers)}")
+    return layers
+
+
+def _check_integer(name: str, value: Any, *, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise MAWError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def _check_number(name: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or (least is not None and value < least) or (above is not None and value <= above):
+        wanted = f"at least {least}" if least is not None else f"above {above}"
+        raise MAWError(f"{name} must be a finite number {wanted}, got {value!r}")

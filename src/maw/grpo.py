@@ -1,0 +1,178 @@
+"""Group-relative policy optimisation over D depths: advantages, ratio, KL and losses as pure tensor functions.
+
+A text's policy is pi = softmax(logits), (B, D). A group is G depths d_1..d_G drawn from it, with rewards r_1..r_G.
+Losses are returned per text, (B,), so that the caller decides how texts are averaged. With D arms the exact
+gradient is computable; it is an estimator of its own and the oracle of the sampled ones.
+
+Sources: Shao et al. 2024, DeepSeekMath (GRPO); Schulman et al. 2017 (clipped ratio); Kool et al. 2019 (leave-one-out);
+Schulman 2020, Approximating KL Divergence (k3); method.md section 4.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from maw.config import Advantage
+
+__all__ = [
+    "clipped_policy_loss",
+    "exact_kl",
+    "exact_policy_loss",
+    "group_advantages",
+    "k3",
+    "log_probability",
+    "policy_entropy",
+    "sample_group",
+    "value_loss",
+    "zero_spread",
+]
+
+EPSILON = 1e-6
+"""Below this spread a group's rewards count as equal: no direction is better than another."""
+
+
+def sample_group(logits: Float[Tensor, "B D"], group_size: int) -> Int[Tensor, "B G"]:
+    """d_1..d_G drawn independently from softmax(logits).
+
+    >>> sample_group(torch.tensor([[0.0, 100.0]]), 3).tolist()
+    [[1, 1, 1]]
+    """
+    return torch.multinomial(logits.detach().softmax(dim=-1), group_size, replacement=True)
+
+
+def log_probability(logits: Float[Tensor, "B D"], depth_index: Int[Tensor, "B G"]) -> Float[Tensor, "B G"]:
+    """log pi(d_g).
+
+    >>> log_probability(torch.zeros(1, 2), torch.tensor([[0]])).exp().tolist()
+    [[0.5]]
+    """
+    return logits.log_softmax(dim=-1).gather(-1, depth_index)
+
+
+def zero_spread(rewards: Float[Tensor, "B G"]) -> Bool[Tensor, " B"]:
+    """Which groups hold no information: all rewards equal (to `EPSILON`).
+
+    >>> zero_spread(torch.tensor([[1.0, 1.0], [0.0, 1.0]])).tolist()
+    [True, False]
+    """
+    return rewards.amax(dim=-1) - rewards.amin(dim=-1) < EPSILON
+
+
+def group_advantages(
+    rewards: Float[Tensor, "B G"], scaling: Advantage, value: Float[Tensor, " B"] | None = None
+) -> Float[Tensor, "B G"]:
+    """Advantages relative to the group; the value network's prediction is the baseline only when G = 1.
+
+        none            r_g - mean(r)                 its policy gradient is (G-1)/G of the exact one
+        leave-one-out   r_g - mean of the others      unbiased; = G/(G-1) (r_g - mean(r))
+        std             (r_g - mean(r)) / std(r)      sample standard deviation; 0 where the spread is zero
+        G = 1           r - value
+
+    Args:
+        rewards: (B, G).
+        scaling: one of the above.
+        value: (B,), required when G = 1, detached here.
+
+    Returns:
+        (B, G), detached.
+
+    Raises:
+        ValueError: G = 1 without a value.
+
+    >>> group_advantages(torch.tensor([[0.0, 1.0, 2.0]]), "leave-one-out").tolist()
+    [[-1.5, 0.0, 1.5]]
+    """
+    rewards = rewards.detach()
+    group = rewards.shape[-1]
+    if group == 1:
+        if value is None:
+            raise ValueError("a group of one needs the value network's prediction as its baseline")
+        return rewards - value.detach()[:, None]
+    centred = rewards - rewards.mean(dim=-1, keepdim=True)
+    if scaling == "none":
+        return centred
+    if scaling == "leave-one-out":
+        return centred * (group / (group - 1))
+    spread = rewards.std(dim=-1, keepdim=True)
+    return torch.where(zero_spread(rewards)[:, None], torch.zeros_like(centred), centred / (spread + EPSILON))
+
+
+def clipped_policy_loss(
+    logits: Float[Tensor, "B D"],
+    depth_index: Int[Tensor, "B G"],
+    advantages: Float[Tensor, "B G"],
+    sampled_log_probability: Float[Tensor, "B G"],
+    *,
+    clip: float,
+) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """-mean_g min(ratio A, clip(ratio, 1 - clip, 1 + clip) A), ratio = pi(d) / pi_when_sampled(d).
+
+    Returns:
+        the loss, (B,), and the share of choices whose gradient the clip removed, (B,).
+
+    >>> logits = torch.zeros(1, 2)
+    >>> depth = torch.tensor([[0, 1]])
+    >>> loss, clipped = clipped_policy_loss(
+    ...     logits, depth, torch.tensor([[1.0, -1.0]]), log_probability(logits, depth), clip=0.2
+    ... )
+    >>> loss.abs().tolist(), clipped.tolist()
+    ([0.0], [0.0])
+    """
+    ratio = (log_probability(logits, depth_index) - sampled_log_probability.detach()).exp()
+    plain = ratio * advantages
+    limited = ratio.clamp(1 - clip, 1 + clip) * advantages
+    return -torch.minimum(plain, limited).mean(dim=-1), (limited < plain).to(logits.dtype).mean(dim=-1)
+
+
+def exact_policy_loss(logits: Float[Tensor, "B D"], rewards: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+    """-sum_d pi_d r_d over all D arms: its gradient is the exact policy gradient.
+
+    >>> exact_policy_loss(torch.zeros(1, 2), torch.tensor([[1.0, 3.0]])).tolist()
+    [-2.0]
+    """
+    return -(logits.softmax(dim=-1) * rewards.detach()).sum(dim=-1)
+
+
+def policy_entropy(logits: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+    """H(pi) in nats; at most log D.
+
+    >>> policy_entropy(torch.zeros(1, 2)).exp().tolist()
+    [2.0]
+    """
+    log_policy = logits.log_softmax(dim=-1)
+    return -(log_policy.exp() * log_policy).sum(dim=-1)
+
+
+def exact_kl(logits: Float[Tensor, "B D"], reference_logits: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+    """KL(pi || reference), exact over D arms. Against the uniform reference it is log D - H(pi).
+
+    >>> exact_kl(torch.zeros(1, 2), torch.zeros(1, 2)).tolist()
+    [0.0]
+    """
+    log_policy = logits.log_softmax(dim=-1)
+    return (log_policy.exp() * (log_policy - reference_logits.log_softmax(dim=-1))).sum(dim=-1)
+
+
+def k3(
+    logits: Float[Tensor, "B D"], reference_logits: Float[Tensor, "B D"], depth_index: Int[Tensor, "B G"]
+) -> Float[Tensor, " B"]:
+    """The sampled estimate mean_g( x - 1 - log x ), x = reference(d_g) / pi(d_g), of KL(pi || reference).
+
+    Logged, never a loss: as a sampled loss its gradient is that of KL(reference || pi).
+
+    >>> k3(torch.zeros(1, 2), torch.zeros(1, 2), torch.tensor([[0, 1]])).tolist()
+    [0.0]
+    """
+    difference = log_probability(reference_logits, depth_index) - log_probability(logits, depth_index)
+    return (difference.exp() - 1 - difference).mean(dim=-1)
+
+
+def value_loss(value: Float[Tensor, " B"], rewards: Float[Tensor, "B G"]) -> Float[Tensor, " B"]:
+    """Squared error of the value network against the group's mean reward.
+
+    >>> value_loss(torch.tensor([1.0]), torch.tensor([[0.0, 4.0]])).tolist()
+    [1.0]
+    """
+    return (value - rewards.detach().mean(dim=-1)).square()

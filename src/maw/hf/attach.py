@@ -1,0 +1,305 @@
+"""Put MAW into chosen layers of a Hugging Face encoder, and take it out again.
+
+An attention layer with MAW keeps its own class, weights and place. It gets a submodule `maw` and a shallow copy of
+the model's config whose attention implementation is named "maw"; Transformers then calls `maw_attention` for that
+layer alone, which transforms the query and calls whatever implementation the model is set to, with the model's own
+mask. Nothing else about the host changes, so taking MAW out restores it bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from maw.config import MAWConfig
+from maw.errors import MAWError
+from maw.hf.hosts import AttentionLayer, find_layers, head_weight
+from maw.module import DepthAttention
+from maw.views import (
+    MAXIMAL_CONDITION,
+    Views,
+    frame_views,
+    ones_views,
+    random_views,
+    spectral_views,
+    triangular_factors,
+)
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from maw.hf.model import MAWModel
+
+__all__ = ["Attachment", "LayerReport", "attach", "detach", "has_maw", "insert", "key_mask", "maw_layers", "remove"]
+
+IMPLEMENTATION = "maw"
+KERNELS = ("sdpa", "eager")
+"""Attention implementations of the host that a MAW layer can call."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What one layer got."""
+
+    index: int
+    name: str
+    heads: int
+    channels: int
+    depth: int
+    views: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What `attach` changed. `model` is the model to use, train and save from now on."""
+
+    model: MAWModel
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters MAW added."""
+        return sum(layer.parameters for layer in self.layers)
+
+    def __str__(self) -> str:
+        lines = [
+            f"MAW in {layer.name}: {layer.heads} heads of {layer.channels} channels, depth {layer.depth}, "
+            f"{layer.views} views, {layer.parameters:,} parameters"
+            for layer in self.layers
+        ]
+        return "\n".join(lines)
+
+
+def attach(model: PreTrainedModel | SentenceTransformer, config: MAWConfig | None = None) -> Attachment:
+    """Put MAW into `config.layers` of an encoder; with the default views its outputs do not change.
+
+    A SentenceTransformer is changed in place: its encoder becomes a `MAWModel` around the host. A bare Transformers
+    encoder gets MAW in its layers, and the `MAWModel` to use and to save is `Attachment.model`.
+
+    Args:
+        model: an encoder (no task head), or a SentenceTransformer whose first module holds one.
+        config: the settings; None is the default recipe.
+
+    Returns:
+        what was changed; printing it names the layers.
+
+    Raises:
+        MAWError: the host cannot carry MAW, a layer does not exist, `num_heads` disagrees, or MAW is there already.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, vocab_size=9)
+    >>> print(attach(BertModel(tiny), MAWConfig(depth=4)))
+    MAW in encoder.layer.1.attention.self: 2 heads of 4 channels, depth 4, spectral views, 400 parameters
+    """
+    from maw.hf.model import MAWModel
+
+    config = MAWConfig() if config is None else config
+    host = _transformer(model).model if _is_sentence_transformer(model) else model
+    if not isinstance(host, PreTrainedModel):
+        raise MAWError(
+            f"attach needs a Transformers encoder or a SentenceTransformer, got {type(host).__name__}: "
+            "attach MAW before wrapping the encoder"
+        )
+    if isinstance(host, MAWModel) or has_maw(host):
+        raise MAWError("this model carries MAW already: call maw.detach(model) first")
+    reports = insert(host, config)
+    wrapped = MAWModel.around(host, config)
+    if _is_sentence_transformer(model):
+        _transformer(model).model = wrapped
+    return Attachment(wrapped, reports)
+
+
+Model = TypeVar("Model", PreTrainedModel, "SentenceTransformer")
+
+
+def detach(model: Model) -> Model:
+    """Take MAW out: the host's own classes, config and attention, bit for bit.
+
+    Args:
+        model: what was given to `attach`, or a `MAWModel`.
+
+    Returns:
+        the host: the same SentenceTransformer, or the bare encoder.
+
+    Raises:
+        MAWError: there is no MAW in it, or an adapter wraps it (merge the adapter first).
+    """
+    from maw.hf.model import MAWModel
+
+    transformer = _transformer(model) if _is_sentence_transformer(model) else None
+    held = model if transformer is None else transformer.model
+    host = held.backbone if isinstance(held, MAWModel) else held
+    if not isinstance(host, PreTrainedModel) or not has_maw(host):
+        raise MAWError(f"there is no MAW in this {type(model).__name__}: nothing to detach")
+    remove(host)
+    if transformer is None:
+        return cast("Model", host)
+    transformer.model = host
+    return model
+
+
+def has_maw(model: nn.Module) -> bool:
+    """Whether any layer carries MAW."""
+    return any(isinstance(module, DepthAttention) for module in model.modules())
+
+
+def maw_layers(model: nn.Module) -> list[DepthAttention]:
+    """The MAW layers in use, in order; of a layer copied by an adapter, the adapter's copy."""
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, DepthAttention) and "original_module" not in name
+    ]
+
+
+# Surgery on the layers
+
+
+def insert(host: PreTrainedModel, config: MAWConfig) -> tuple[LayerReport, ...]:
+    """Give the chosen layers of `host` their MAW submodule and their own attention implementation."""
+    layers = find_layers(host)
+    heads = host.config.num_attention_heads
+    if config.num_heads is not None and config.num_heads != heads:
+        raise MAWError(
+            f"num_heads is {config.num_heads} but the encoder has {heads} heads: MAW uses the encoder's own; "
+            f"leave num_heads out or give {heads}"
+        )
+    if host.config._attn_implementation not in KERNELS:
+        raise MAWError(
+            f"MAW runs on the attention implementations {' and '.join(KERNELS)}, the encoder is set to "
+            f"{host.config._attn_implementation!r}: load it with attn_implementation='sdpa'"
+        )
+    reports = []
+    for index in config.layer_indices(len(layers)):
+        layer = layers[index]
+        views = _initial_views(layer, heads, config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed * 10_007 + index)
+            maw = DepthAttention(config, views, scaling=layer.attention.scaling)
+        layer.attention.maw = maw.to(layer.query.weight.device).train(host.training)
+        layer.attention.maw_host_config = layer.attention.config
+        own = copy.copy(layer.attention.config)
+        own._attn_implementation = IMPLEMENTATION
+        layer.attention.config = own
+        channels, parameters = views.query_views.shape[-1], sum(p.numel() for p in maw.parameters())
+        reports.append(LayerReport(index, layer.name, heads, channels, config.depth, views.kind, parameters))
+    return tuple(reports)
+
+
+def remove(host: PreTrainedModel) -> None:
+    """The inverse of `insert`."""
+    for layer in find_layers(host):
+        if hasattr(layer.attention, "maw"):
+            if not isinstance(layer.attention.maw, DepthAttention):
+                raise MAWError(f"{layer.name}: an adapter wraps MAW: call maw.merge_lora(model) first")
+            layer.attention.config = layer.attention.maw_host_config
+            del layer.attention.maw, layer.attention.maw_host_config
+    host.__dict__.pop("save_pretrained", None)
+
+
+def _initial_views(layer: AttentionLayer, heads: int, config: MAWConfig) -> Views:
+    query_weight, key_weight = head_weight(layer.query, heads), head_weight(layer.key, heads)
+    channels = query_weight.shape[1]
+    kind, scaling, seed = config.views, layer.attention.scaling, config.seed + layer.index
+    if query_weight.is_meta:  # about to be loaded from a file: only shapes matter
+        blank = torch.zeros(heads, config.depth, channels)
+        exact = kind in ("auto", "spectral", "frame") and config.depth < channels
+        return Views(blank, blank.clone(), torch.zeros(heads, channels, channels) if exact else None, "frame")
+    if kind == "auto":
+        kind = "spectral" if _well_conditioned(query_weight) and _well_conditioned(key_weight) else "frame"
+    if kind == "spectral":
+        return spectral_views(query_weight, key_weight, config.depth, scaling=scaling, seed=seed)
+    if kind == "frame":
+        return frame_views(heads, channels, config.depth, scaling=scaling, seed=seed)
+    if kind == "random":
+        return random_views(heads, channels, config.depth, seed=seed)
+    return ones_views(heads, channels, config.depth)
+
+
+def _well_conditioned(weight: Tensor) -> bool:
+    if weight.shape[2] < weight.shape[1]:
+        return False
+    return bool(torch.linalg.cond(triangular_factors(weight)).max() <= MAXIMAL_CONDITION)
+
+
+# What Transformers calls in a layer that carries MAW
+
+
+def maw_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The host's own attention, with the host's own mask, on MAW's query."""
+    kernel = _host_kernel(module)
+
+    def attend(transformed: Tensor) -> Any:
+        return kernel(module, transformed, key, value, attention_mask, scaling=scaling, **options)
+
+    maw = cast("nn.Module", module.maw)
+    return maw(query, key, value, key_mask(attention_mask, key.shape[2]), attend=attend)
+
+
+def _host_kernel(module: nn.Module) -> Callable[..., Any]:
+    """The attention function the model is set to right now (it may have changed since MAW was attached)."""
+    name = cast("Any", module.maw_host_config)._attn_implementation
+    if name not in KERNELS:
+        raise MAWError(
+            f"MAW runs on the attention implementations {' and '.join(KERNELS)}, the encoder was set to {name!r}: "
+            "call model.set_attn_implementation('sdpa')"
+        )
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+
+
+def key_mask(attention_mask: Tensor | None, keys: int) -> Bool[Tensor, "B K"] | None:
+    """Which keys are real tokens, from any mask a host makes: (B, K), True = token; None means all are.
+
+    Understands None; boolean (B, 1, Q, K) with True = attend; additive (B, 1, Q, K) with 0 = attend and a large
+    negative number elsewhere. A key is real if any query may attend to it.
+
+    Raises:
+        MAWError: another form of mask.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.ndim != 4 or attention_mask.shape[-1] != keys:
+        raise MAWError(f"MAW cannot read an attention mask of shape {tuple(attention_mask.shape)} for {keys} keys")
+    if attention_mask.dtype != torch.bool:
+        attention_mask = attention_mask > torch.finfo(attention_mask.dtype).min / 2
+    return attention_mask[:, 0].any(dim=1)
+
+
+AttentionInterface.register(IMPLEMENTATION, maw_attention)
+# No model is ever set to "maw" as a whole; were one, a missing mask function would silently drop its padding mask.
+AttentionMaskInterface.register(IMPLEMENTATION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+def _is_sentence_transformer(model: object) -> bool:
+    module = sys.modules.get("sentence_transformers")
+    return module is not None and isinstance(model, module.SentenceTransformer)
+
+
+def _transformer(model: Any) -> Any:
+    """The module of a SentenceTransformer that holds the encoder."""
+    first = model[0]
+    if not isinstance(getattr(first, "model", None), nn.Module):
+        raise MAWError(
+            f"the first module of this SentenceTransformer, {type(first).__name__}, holds no Transformers encoder"
+        )
+    return first

@@ -1,0 +1,88 @@
+"""LoRA beside MAW: MAW is attached first, then the adapter is added; both live in one folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from maw.errors import MAWError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
+__all__ = ["lora_config", "merge_lora", "restore_adapter"]
+
+
+def lora_config(model: nn.Module, **changes: Any) -> LoraConfig:
+    """A LoRA configuration for an encoder: on query, key and value projections; MAW, where there is some, in full.
+
+    Args:
+        model: the encoder, with or without MAW.
+        changes: any argument of `peft.LoraConfig`.
+
+    Returns:
+        rank 16, alpha 32, dropout 0.1 on query, key and value; `modules_to_save=["maw"]` if the model carries MAW.
+    """
+    from peft import LoraConfig
+
+    from maw.hf.attach import has_maw
+
+    settings: dict[str, Any] = {
+        "r": 16,
+        "lora_alpha": 32,
+        "lora_dropout": 0.1,
+        "bias": "none",
+        # the names of the projections in the supported families
+        "target_modules": ["query", "key", "value", "q_lin", "k_lin", "v_lin"],
+        "modules_to_save": ["maw"] if has_maw(model) else None,
+    }
+    return LoraConfig(**{**settings, **changes})
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Add the adapter's weights into the host's projections, in place; MAW stays, no PEFT layer remains.
+
+    Args:
+        model: an encoder or a SentenceTransformer with an adapter.
+
+    Raises:
+        MAWError: there is no adapter.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
+    from transformers import PreTrainedModel
+
+    wrapped = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, (BaseTunerLayer, ModulesToSaveWrapper))
+    ]
+    if not any(isinstance(module, BaseTunerLayer) for _, module in wrapped):
+        raise MAWError(f"there is no LoRA adapter in this {type(model).__name__}: nothing to merge")
+    for name, module in wrapped:
+        parent, _, child = name.rpartition(".")
+        if isinstance(module, ModulesToSaveWrapper):
+            plain = module.modules_to_save[module.active_adapters[0]]
+        else:
+            module.merge(safe_merge=True)
+            plain = module.get_base_layer()
+        setattr(model.get_submodule(parent), child, plain)
+    for encoder in model.modules():
+        if isinstance(encoder, PreTrainedModel) and getattr(encoder, "_hf_peft_config_loaded", False):
+            encoder._hf_peft_config_loaded = False
+            del encoder.peft_config
+    model.requires_grad_(True)
+
+
+def restore_adapter(model: PreTrainedModel, settings: dict[str, Any]) -> None:
+    """Add the adapter a `config.json` names, empty; its weights are loaded with the model's."""
+    try:
+        from peft import PeftConfig
+    except ImportError:
+        raise MAWError("this folder holds a LoRA adapter: install peft (pip install peft) to load it") from None
+
+    model.add_adapter(PeftConfig.from_peft_type(**settings))
+    # Transformers would otherwise look for adapter files while it loads this model's own weights.
+    model._hf_peft_config_loaded = False

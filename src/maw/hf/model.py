@@ -1,0 +1,125 @@
+"""`MAWModel`: a host encoder with MAW inside as a Transformers model of its own, so that it saves and loads exactly.
+
+A host that only had its layers changed would save MAW's weights and silently drop them on reload. A registered config
+and model class around it is the supported way: `AutoModel.from_pretrained` and `SentenceTransformer` find it by its
+model type, `maw`, once this package is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+
+from maw.config import MAWConfig
+from maw.errors import MAWError
+from maw.hf.attach import insert
+from maw.hf.configuration import MAWModelConfig
+
+__all__ = ["MAWModel"]
+
+
+class MAWModel(PreTrainedModel):
+    """A host encoder with MAW in some of its layers; its inputs and outputs are the host's.
+
+    Args:
+        config: what `config.json` holds.
+        backbone: an encoder that already carries MAW; None builds one from `config`.
+    """
+
+    config_class = MAWModelConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ("maw",)
+
+    def __init__(self, config: MAWModelConfig, backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if backbone is None:
+            backbone = AutoModel.from_config(config.backbone)
+            insert(backbone, config.maw_config)
+        self.backbone = backbone
+        self.post_init()
+        if config.adapter is not None:
+            from maw.hf.lora import restore_adapter
+
+            restore_adapter(self, config.adapter)
+
+    @classmethod
+    def around(cls, backbone: PreTrainedModel, maw: MAWConfig) -> MAWModel:
+        """A model around a host that already carries MAW; the host itself then refuses to be saved alone."""
+        # setting a composite config's attention implementation sets its parts' too: hand on the host's own
+        attention = backbone.config._attn_implementation
+        config = MAWModelConfig(backbone=backbone.config, maw=maw.to_dict(), attn_implementation=attention)
+        model = cls(config, backbone)
+        model.train(backbone.training)
+        model.name_or_path = backbone.name_or_path
+        object.__setattr__(backbone, "save_pretrained", _refuse_to_save_alone)
+        return model
+
+    def init_weights(self) -> None:
+        """Nothing: host and MAW initialised themselves, and again would undo MAW's uniform start."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's forward."""
+        return self.backbone(*args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The host's token embeddings."""
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Set the host's token embeddings."""
+        self.backbone.set_input_embeddings(value)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save everything into one folder: host, MAW and, where there is one, the adapter."""
+        adapters = getattr(self, "peft_config", {})
+        if len(adapters) > 1:
+            raise MAWError(f"a folder holds one adapter, this model has {sorted(adapters)}: delete or merge the others")
+        self.config.adapter = next((_plain(adapter) for adapter in adapters.values()), None)
+        loaded, self._hf_peft_config_loaded = getattr(self, "_hf_peft_config_loaded", False), False
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self._hf_peft_config_loaded = loaded
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a folder written by `save_pretrained`.
+
+        Raises:
+            MAWError: keys of MAW or of its adapter are missing in the folder, or are there and fit nowhere.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if model.config.adapter is not None:
+            model._hf_peft_config_loaded = True
+        folder = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        for what, keys in (("missing in", info["missing_keys"]), ("found and unused in", info["unexpected_keys"])):
+            strange = sorted(key for key in keys if ".maw." in key or "lora_" in key)
+            if strange:
+                raise MAWError(
+                    f"{len(strange)} MAW weights are {what} {folder}, such as {strange[0]}: the weights do not "
+                    "belong to the folder's config.json, or another version of maw wrote them"
+                )
+        return (model, info) if wants_info else model
+
+
+def _plain(adapter: Any) -> dict[str, Any]:
+    """A PEFT config as JSON values (it holds sets)."""
+    return {
+        name: sorted(value) if isinstance(value, set) else value
+        for name, value in adapter.to_dict().items()
+        if value is not None
+    }
+
+
+def _refuse_to_save_alone(*args: Any, **kwargs: Any) -> None:
+    raise MAWError(
+        "this encoder carries MAW in its layers; saved alone it would lose it on reload: "
+        "save the model that maw.attach returned (`attachment.model.save_pretrained(folder)`), or detach MAW first"
+    )

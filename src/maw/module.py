@@ -1,0 +1,243 @@
+"""`DepthAttention`: view vectors, selector and (7) as one module, with its auxiliary GRPO loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from maw import grpo
+from maw.auxiliary import GradientScale, add_gradient, in_backward
+from maw.config import MAWConfig
+from maw.errors import MAWError
+from maw.functional import query_transform
+from maw.rewards import entropy_reward
+from maw.selector import Selector, depth_weights, token_mean
+from maw.views import Views
+
+__all__ = ["DepthAttention", "Rollout"]
+
+
+class Rollout(NamedTuple):
+    """One group of sampled depths per text, as it was when sampled; all detached."""
+
+    state: Float[Tensor, "B S"]
+    depth_index: Int[Tensor, "B G"]
+    log_probability: Float[Tensor, "B G"]
+    reward: Float[Tensor, "B G"]
+
+
+class DepthAttention(nn.Module):
+    """MAW for one attention layer: the host's attention on a transformed query.
+
+        state = mean_tokens(q);  w = depth weights(policy(state));  out = attention(q @ W(w), k, v)
+
+    In training, each forward also computes the GRPO loss of the selector on its own texts and hangs its gradient on the
+    transformed query (`maw.auxiliary`); what happened is summed in `statistics` until `collect` is called.
+
+    Args:
+        config: the settings.
+        views: how f and g start, with the constant that completes them where D < C.
+        scaling: the host's factor on its logits; None is 1/sqrt(C).
+
+    Raises:
+        MAWError: the views' depth disagrees with `config.depth`.
+
+    Source: method.md sections 1 to 4.
+
+    >>> from maw.views import frame_views
+    >>> layer = DepthAttention(MAWConfig(depth=5), frame_views(2, 4, 5, scaling=0.5)).eval()
+    >>> q, k, v = torch.randn(3, 1, 2, 7, 4)
+    >>> torch.allclose(layer(q, k, v), F.scaled_dot_product_attention(q, k, v), atol=1e-6)
+    True
+    """
+
+    constant: Tensor | None
+
+    def __init__(self, config: MAWConfig, views: Views, *, scaling: float | None = None) -> None:
+        super().__init__()
+        heads, depth, channels = views.query_views.shape
+        if depth != config.depth:
+            raise MAWError(f"views must have the configured depth {config.depth}, got {depth} view vectors per head")
+        self.config = config
+        self.scaling = channels**-0.5 if scaling is None else scaling
+        self.scale = self.scaling * depth * channels**2 if config.scale is None else config.scale
+        self.query_views = nn.Parameter(views.query_views, requires_grad=config.train_views)
+        self.key_views = nn.Parameter(views.key_views, requires_grad=config.train_views)
+        self.register_buffer("constant", views.constant)
+        self.selector = Selector(heads * channels, depth)
+        self.gradient_scale = GradientScale()
+        self.statistics: dict[str, Tensor] = {}
+        self.forwards = 0
+        self.rollouts: list[tuple[int, Rollout]] = []
+
+    def extra_repr(self) -> str:
+        """Heads, depths, channels and how weights are chosen."""
+        heads, depth, channels = self.query_views.shape
+        config = self.config
+        return f"heads={heads}, depth={depth}, channels={channels}, selection={config.selection}, tau={config.tau}"
+
+    def forward(
+        self,
+        query: Float[Tensor, "B H Q C"],
+        key: Float[Tensor, "B H K C"],
+        value: Float[Tensor, "B H K C"],
+        mask: Bool[Tensor, "B K"] | None = None,
+        *,
+        attend: Callable[[Tensor], object] | None = None,
+    ) -> object:
+        """Attention with MAW's logits.
+
+        Args:
+            query: q, (B, H, Q, C).
+            key: k, (B, H, K, C).
+            value: v, (B, H, K, C).
+            mask: (B, K), True where there is a token; queries and keys are the same tokens.
+            attend: the host's attention as a function of the query alone; it applies `scaling` and its own mask.
+                None is scaled-dot-product attention with `mask`.
+
+        Returns:
+            whatever `attend` returns; (B, H, Q, C) without it.
+        """
+        with torch.autocast(query.device.type, enabled=False):
+            state = token_mean(query, mask)
+            weight = self.weights(state)
+            transform = self.transform(weight)
+            query_transformed = query @ transform.to(query.dtype)
+            if self.training and self.config.selection != "uniform":
+                query_transformed = self._with_auxiliary(query_transformed, query.detach(), key.detach(), state, mask)
+        if attend is None:
+            attention_mask = None if mask is None else mask[:, None, None, :]
+            return F.scaled_dot_product_attention(query_transformed, key, value, attention_mask, scale=self.scaling)
+        return attend(query_transformed)
+
+    def weights(self, state: Float[Tensor, "B S"]) -> Float[Tensor, "B D"]:
+        """Depth weights for these states: noisy in training mode, the noise-free limit in evaluation mode."""
+        if self.config.selection == "uniform":
+            depth = self.config.depth
+            return state.new_full((state.shape[0], depth), 1.0 / depth)
+        logits = self.selector.policy(state)
+        return depth_weights(logits, selection=self.config.selection, tau=self.config.tau, training=self.training)
+
+    def transform(self, depth_weight: Float[Tensor, "B D"]) -> Float[Tensor, "B H C C"]:
+        """W of (7) divided by the host's `scaling`, which the host applies itself."""
+        constant = None if self.constant is None else self.constant / self.scaling
+        return query_transform(
+            self.query_views, self.key_views, depth_weight, constant=constant, scale=self.scale / self.scaling
+        )
+
+    # The auxiliary loss
+
+    def _with_auxiliary(
+        self, query_transformed: Tensor, query: Tensor, key: Tensor, state: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """The transformed query, carrying the gradient of the selector's loss on these texts."""
+        texts = state.shape[0]
+        if not in_backward():
+            self.gradient_scale.texts += texts
+        state = state.detach()
+        logits = self.selector.policy(state)
+        # Drawn in every training forward, with or without gradients, so that both passes of a checkpointed layer
+        # use up the same random numbers.
+        depth_index = grpo.sample_group(logits, self.config.group_size)
+        if not torch.is_grad_enabled():
+            return query_transformed
+        with torch.no_grad():
+            log_probability = grpo.log_probability(logits, depth_index)
+            arms = depth_index
+            if self.config.estimator == "exact":
+                arms = torch.arange(self.config.depth, device=depth_index.device).expand(texts, -1)
+            reward = entropy_reward(query, key, self.query_views, self.key_views, arms, scale=self.scale, mask=mask)
+        rollout = Rollout(state, arms, log_probability, reward)
+        loss = self._rollout_loss(rollout, logits)
+        if self.config.updates > 1 and self.config.estimator == "sampled":
+            self.rollouts.append((self.config.updates - 1, rollout))
+        return add_gradient(query_transformed, loss.sum(), self.gradient_scale, texts)
+
+    def _rollout_loss(self, rollout: Rollout, logits: Tensor) -> Tensor:
+        """auxiliary_weight * (policy + value_weight * value + kl_weight * KL - entropy_weight * H), per text."""
+        config = self.config
+        value = self.selector.value(rollout.state)
+        clipped = torch.zeros_like(value)
+        if config.estimator == "exact":
+            policy = grpo.exact_policy_loss(logits, rollout.reward)
+            expected = (logits.detach().softmax(dim=-1) * rollout.reward).sum(dim=-1, keepdim=True)
+        else:
+            advantage = grpo.group_advantages(rollout.reward, config.advantage, value)
+            policy, clipped = grpo.clipped_policy_loss(
+                logits, rollout.depth_index, advantage, rollout.log_probability, clip=config.clip
+            )
+            expected = rollout.reward
+        value_loss = grpo.value_loss(value, expected)
+        uniform = torch.zeros_like(logits)
+        kl = grpo.exact_kl(logits, uniform)
+        entropy = grpo.policy_entropy(logits)
+        loss = policy + config.value_weight * value_loss + config.kl_weight * kl - config.entropy_weight * entropy
+        loss = config.auxiliary_weight * loss
+        with torch.no_grad():
+            k3 = kl if config.estimator == "exact" else grpo.k3(logits, uniform, rollout.depth_index)
+            self._record(rollout, logits, loss, policy, value_loss, kl, k3, entropy, clipped)
+        return loss
+
+    def replay_loss(self) -> Tensor | None:
+        """With `updates` > 1: the mean loss per text of the groups sampled in earlier steps, under today's policy.
+
+        Each call uses up one update of every kept group. None where there is none.
+        """
+        if not self.rollouts:
+            return None
+        losses = [self._rollout_loss(rollout, self.selector.policy(rollout.state)) for _, rollout in self.rollouts]
+        self.rollouts = [(left - 1, rollout) for left, rollout in self.rollouts if left > 1]
+        return torch.cat(losses).mean()
+
+    def _record(
+        self,
+        rollout: Rollout,
+        logits: Tensor,
+        loss: Tensor,
+        policy: Tensor,
+        value_loss: Tensor,
+        kl: Tensor,
+        k3: Tensor,
+        entropy: Tensor,
+        clipped: Tensor,
+    ) -> None:
+        usage = logits.softmax(dim=-1).mean(dim=0)
+        log_depth = math.log(max(self.config.depth, 2))
+        mean_reward = rollout.reward.mean(dim=-1)
+        variance = mean_reward.var(correction=0)
+        recorded = {
+            "auxiliary_loss": loss.mean(),
+            "policy_loss": policy.mean(),
+            "value_loss": value_loss.mean(),
+            # 0 where the rewards do not vary: there is nothing to explain
+            "value_explained_variance": torch.where(variance > grpo.EPSILON**2, 1 - value_loss.mean() / variance, 0.0),
+            "reward": mean_reward.mean(),
+            "reward_spread": rollout.reward.std(dim=-1, correction=0).mean(),
+            "zero_spread": grpo.zero_spread(rollout.reward).float().mean(),
+            "policy_entropy": entropy.mean() / log_depth,
+            "kl": kl.mean(),
+            "k3": k3.mean(),
+            "clip_share": clipped.mean(),
+            # mutual information of depth and text, in nats
+            "depth_information": grpo.policy_entropy(usage.log()[None])[0] - entropy.mean(),
+            "depths_alive": (usage >= 1 / (4 * self.config.depth)).float().mean(),
+            "depth_usage": usage,
+        }
+        for name, value in recorded.items():
+            self.statistics[name] = self.statistics.get(name, torch.zeros_like(value)) + value.detach()
+        self.forwards += 1
+
+    def collect(self) -> dict[str, Tensor]:
+        """Means of the recorded statistics since the last call, which forgets them.
+
+        `depth_usage` is a vector, (D,); all others are scalars. Policy entropy is relative to log D.
+        """
+        collected = {name: total / self.forwards for name, total in self.statistics.items()}
+        self.statistics, self.forwards = {}, 0
+        return collected
