@@ -71,7 +71,7 @@ def test_empty_texts_are_no_trouble() -> None:
         ("The dog’s bone, James' and the cat's", ["dog", "bone", "jame", "cat"]),
         ("e-mail and/or 3,000.5 m²", ["e", "mail", "3,000.5", "m²"]),
         ("don't U.S.A. 1.x snake_case", ["don't", "u.s.a", "1", "x", "snake_cas"]),
-        ("It's ÉCOLE", ["écol"]),
+        ("It's ÉCOLE", ["école"]),
         ("", []),
     ],
 )
@@ -126,4 +126,3 @@ def test_nfcorpus_agrees_with_lucene() -> None:
     result = evaluate(qrels, bm25_run(documents, queries), ["nDCG@10", "R@100"])
     assert result.queries == 323
     assert result.means["nDCG@10"] == pytest.approx(0.3218, abs=0.004)  # reached: .3205
-    print(result.means)

@@ -1,0 +1,1 @@
+"""Fine-tuning and evaluating dense retrievers on existing engines."""

@@ -127,7 +127,7 @@ def _read_texts(path: Path, checksums: dict[str, str], *, titles: bool) -> dict[
 
 def _check_text(path: Path, number: int, field: str, value: object) -> None:
     if not isinstance(value, str):
-        _refuse(path, number, f"wanted text in {field!r}, got {type(value).__name__} {_short(str(value))}")
+        _refuse(path, number, f"wanted text in {field!r}, got {type(value).__name__} {value!r:.80}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

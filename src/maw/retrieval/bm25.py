@@ -3,12 +3,12 @@
 score(q, d) = sum over the words w of q of  idf(w) * f / (f + k1 (1 - b + b |d| / avg|d|)),
 idf(w) = log(1 + (N - n_w + 1/2) / (n_w + 1/2)),
 
-f the count of w in d, n_w the number of the N documents that hold w; k1 = 0.9 and b = 0.4, the values of Anserini and of
-the published BEIR and MS MARCO baselines. A word that a query repeats counts as often.
+f the count of w in d, n_w the number of the N documents that hold w; k1 = 0.9 and b = 0.4, the values of Anserini and
+of the published BEIR and MS MARCO baselines. A word that a query repeats counts as often.
 
-Analysis, after Lucene's EnglishAnalyzer: words (below), lower case, no possessive 's, without its 33 stop words, stemmed
-by Porter's algorithm. Two things differ from Lucene: it stores a document's length in one byte, rounded down to four
-significant bits, and it splits Chinese, Japanese and Thai into characters or syllables.
+Analysis, after Lucene's EnglishAnalyzer: words (below), lower case, no possessive 's, without its 33 stop words,
+stemmed by Porter's algorithm. Two things differ from Lucene: it stores a document's length in one byte, rounded down
+to four significant bits, and it splits Chinese, Japanese and Thai into characters or syllables.
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ def analyser() -> Callable[[str], list[str]]:
 
     Example:
         >>> analyser()("The U.S. runner's dogs weren't running 3.5 km/h")
-        ['u.s', 'runner', 'dog', "weren't", 'run', '3.5', 'km', 'h']
+        ['u.', 'runner', 'dog', "weren't", 'run', '3.5', 'km', 'h']
     """
-    import Stemmer
+    import Stemmer  # ty: ignore[import-not-found]
     from bm25s.stopwords import STOPWORDS_EN
 
     stemmer = Stemmer.Stemmer("porter", 0)  # 0: no cache of its own

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,11 @@ class RetrievalDataset:
     """
 
     name: str
-    documents: Mapping[str, str]
-    queries: Mapping[str, str]
-    qrels: Mapping[str, Judgements]
+    documents: Mapping[str, str] = field(repr=False)
+    queries: Mapping[str, str] = field(repr=False)
+    qrels: Mapping[str, Judgements] = field(repr=False)
     checksums: Mapping[str, str]
-    counts: Mapping[str, Any]
+    counts: Mapping[str, Any] = field(repr=False)
     licence: str | None = None
     subset_of: str | None = None
 

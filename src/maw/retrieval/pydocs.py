@@ -8,7 +8,7 @@ Nothing is shipped and nothing is imported: files are parsed with `ast`. The rul
 2. In it every function of the module and method of a class that has a docstring; not functions inside functions,
    whose docstring stays in the outer function's source.
 3. Query: the docstring's first paragraph, white space collapsed, without leading lines that only repeat a signature
-   and without interpreter examples; at least MIN_QUERY_WORDS words.
+   and without interpreter examples; at least MIN_QUERY_WORDS words that have a letter.
 4. Document: decorators, signature and body without the docstring, dedented; the body must do more than `pass`, `...`
    or `raise NotImplementedError` and have at least MIN_BODY_CHARACTERS characters.
 5. One to one: of several functions with the same query, or the same document, only the first stays. The others leave
@@ -139,7 +139,7 @@ def _collect(folder: Path) -> tuple[list[_Pair], dict[str, object]]:
                 continue
             functions += 1
             query, document = _query(docstring), _document(function, lines)
-            if len(re.findall(r"[^\W\d_]+", query)) < MIN_QUERY_WORDS:
+            if sum(bool(re.search(r"[^\W\d_]", word)) for word in query.split()) < MIN_QUERY_WORDS:
                 left_out["short_query"] += 1
             elif _body_characters(function) < MIN_BODY_CHARACTERS:
                 left_out["short_body"] += 1

@@ -15,8 +15,9 @@ def subset(
 
     Queries of test and dev are chosen first: so many as asked for, or all where there are fewer. Then training
     queries are taken whole, with all their relevant documents, in seeded order, until the next would lead away from
-    `train_pairs` or would not fit into `documents`: then there are fewer pairs, and the counts say so. The rest of `documents` is filled with seeded others. Other splits are left out, as are judgements
-    of grade 0 or less for documents that are not in the subset. A query without a relevant document is not chosen.
+    `train_pairs` or would not fit into `documents`: then there are fewer pairs, and the counts say so. The rest of
+    `documents` is filled with seeded others. Other splits are left out, as are judgements of grade 0 or less for
+    documents that are not in the subset. A query without a relevant document is not chosen.
 
     Args:
         whole: what to choose from.

@@ -1,0 +1,155 @@
+"""What a benchmark will do: its settings, its runs, and an estimate of how long they take here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from maw.benchmark.variants import DEFAULT, Variant, choose_variants
+from maw.config import MAWConfig
+from maw.errors import MAWError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from maw.retrieval.datasets import RetrievalDataset
+    from maw.retrieval.training import TrainingSettings
+
+__all__ = ["PRESETS", "Benchmark", "Run", "estimate_seconds", "evaluation_splits", "planned_runs", "training_settings"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # minutes on two cores; what it leaves out is said on the screen and in results.json
+    "quick": {
+        "subset": {"train_pairs": 600, "documents": 1500, "test_queries": 500, "dev_queries": 100, "seed": 0},
+        "training": {"epochs": 1, "batch_size": 32, "max_length": 64, "dev_documents": 300},
+    },
+    "full": {"subset": None, "training": {}},
+}
+
+LORA_LEARNING_RATE = 5e-4
+"""LoRA trains few, fresh parameters and takes about ten times the learning rate of full fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Everything that decides a benchmark's numbers, and where they go."""
+
+    dataset: str = "pydocs"
+    model: str = "packaged"
+    variants: tuple[str, ...] = DEFAULT
+    seeds: int = 1
+    preset: Literal["quick", "full"] = "quick"
+    output: Path = Path("maw-results")
+    device: str = "auto"
+    maw: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    lora_learning_rate: float = LORA_LEARNING_RATE
+    metric: str = "nDCG@10"
+
+    def __post_init__(self) -> None:
+        choose_variants(self.variants)
+        MAWConfig(**self.maw)
+        if self.seeds < 1:
+            raise MAWError(f"seeds must be at least 1, got {self.seeds}: it is how many times each variant is trained")
+        if self.preset not in PRESETS:
+            raise MAWError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a started folder to be gone on with; variants and seeds may grow."""
+        return {
+            "dataset": self.dataset,
+            "model": self.model,
+            "preset": self.preset,
+            "maw": MAWConfig(**self.maw).to_dict(),
+            "training": self.training,
+            "lora_learning_rate": self.lora_learning_rate,
+        }
+
+
+@dataclass(frozen=True)
+class Run:
+    """One variant with one seed; rows without training have no seed."""
+
+    variant: Variant
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        """The name of its files."""
+        return self.variant.name if self.seed is None else f"{self.variant.name}-seed{self.seed}"
+
+
+def planned_runs(benchmark: Benchmark) -> list[Run]:
+    """Every run, seed by seed, so that a benchmark that is stopped has whole comparisons.
+
+    >>> [run.name for run in planned_runs(Benchmark(variants=("maw-full",), seeds=2))]
+    ['untuned', 'dense-full-seed0', 'maw-full-seed0', 'dense-full-seed1', 'maw-full-seed1']
+    """
+    variants = choose_variants(benchmark.variants)
+    fixed = [Run(variant, None) for variant in variants if variant.kind != "tuned"]
+    tuned = [variant for variant in variants if variant.kind == "tuned"]
+    return fixed + [Run(variant, seed) for seed in range(benchmark.seeds) for variant in tuned]
+
+
+def training_settings(benchmark: Benchmark, run: Run) -> TrainingSettings:
+    """How to train this run; a MAW variant and its dense twin get the same value."""
+    from maw.retrieval.training import TrainingSettings
+
+    values = {**PRESETS[benchmark.preset]["training"], **benchmark.training, "seed": run.seed or 0}
+    if run.variant.tuning == "lora":
+        values["learning_rate"] = benchmark.lora_learning_rate
+    return TrainingSettings(**values)
+
+
+def evaluation_splits(dataset: RetrievalDataset) -> list[str]:
+    """The splits that are reported: every evaluation split but dev, which chooses checkpoints.
+
+    Raises:
+        MAWError: there is none.
+    """
+    splits = [split for split in dataset.evaluation_splits if split != "dev"]
+    if not splits:
+        raise MAWError(f"{dataset.name} has no split to report on beside train and dev: add qrels/test.tsv")
+    return splits
+
+
+# Costs in forwards of one text, measured on a CPU: a training step also runs backward, in LoRA with fewer gradients.
+_FORWARDS_PER_TRAINED_TEXT = {"full": 4.2, "lora": 3.6}
+_SECONDS_PER_TUNED_RUN = 10.0
+_BM25_DOCUMENTS_PER_SECOND = 2000.0
+
+
+def estimate_seconds(
+    benchmark: Benchmark, runs: Sequence[Run], dataset: RetrievalDataset, model: SentenceTransformer
+) -> float:
+    """How long these runs will take here, from the speed of the encoder on a sample of the documents."""
+    rate = _texts_per_second(model, dataset)
+    queries = sum(len(dataset.judgements(split)) for split in evaluation_splits(dataset))
+    total = 0.0
+    for run in runs:
+        if run.variant.kind == "bm25":
+            total += len(dataset.documents) / _BM25_DOCUMENTS_PER_SECOND
+            continue
+        total += (len(dataset.documents) + queries) / rate
+        if run.variant.tuning is not None:
+            settings = training_settings(benchmark, run)
+            trained = 2 * len(dataset.training_pairs(settings.positives_per_query, settings.seed)) * settings.epochs
+            total += trained * _FORWARDS_PER_TRAINED_TEXT[run.variant.tuning] / rate + _SECONDS_PER_TUNED_RUN
+            if "dev" in dataset.splits:
+                dev = min(settings.dev_documents, len(dataset.documents)) + len(dataset.judgements("dev"))
+                total += settings.epochs * dev / rate
+    return total
+
+
+def _texts_per_second(model: SentenceTransformer, dataset: RetrievalDataset, sample: int = 64) -> float:
+    from maw.retrieval.encoding import encode
+
+    ids = sorted(dataset.documents)
+    texts = [dataset.documents[i] for i in ids[:: max(1, len(ids) // sample)]][:sample]
+    encode(model, texts[:8], "document", batch_size=8)
+    start = time.perf_counter()
+    encode(model, texts, "document")
+    return len(texts) / (time.perf_counter() - start)

@@ -1,0 +1,348 @@
+"""The report of a benchmark: one self-contained HTML page from the output folder alone.
+
+`results.json` says what was run and what came out, `logs/*.jsonl` how training went. A run that was stopped has less of
+both; the report then says so and shows what there is. The page loads nothing, runs no script, and escapes all it shows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from maw.benchmark import plots
+from maw.errors import MAWError
+
+__all__ = ["SCHEMA", "write_report"]
+
+SCHEMA = 1
+PRIMARY = "nDCG@10"  # the metric that is plotted, where there is one; otherwise the first in the results
+
+CURVES = {
+    "loss": ("Training loss", "loss", "The training loss at each logged step."),
+    "dev": ("Metric on the development split", "", "The metric on the development split during training."),
+    "reward": (
+        "Reward",
+        "mean reward",
+        "The mean reward of the sampled depths: a rise means that the policy finds depths that are worth more.",
+    ),
+    "policy_entropy": (
+        "Policy entropy",
+        "entropy / log D",
+        "How evenly the policy spreads its choice: 1 is uniform over all depths, near 0 is a collapse onto few.",
+    ),
+    "zero_spread": (
+        "Groups without reward spread",
+        "share of groups",
+        "The share of groups in which all sampled depths got the same reward: they teach the policy nothing.",
+    ),
+}
+
+
+@dataclass
+class _Log:
+    """One training log: the curves by key, and the last depth usage."""
+
+    variant: str
+    seed: int | None
+    curves: dict[str, dict[float, float]] = field(default_factory=dict)
+    usage: list[float] | None = None
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` into a benchmark's output folder, from its `results.json` and `logs/*.jsonl`.
+
+    The file is written aside and then renamed, so that a report which is there stays until the new one is whole.
+
+    Args:
+        folder: the output folder of `maw benchmark`, of a finished or of a stopped run.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        MAWError: the folder or `results.json` is missing, or is not what `maw benchmark` writes.
+    """
+    folder = Path(folder)
+    results = _read_results(folder)
+    logs, notes = _read_logs(folder / "logs")
+    page = _render(results, logs, notes)
+    target = folder / "report.html"
+    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        aside.write_text(page, encoding="utf-8", newline="\n")
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+    return target
+
+
+def _read_results(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise MAWError(
+            f"a report needs a benchmark's output folder, got {str(folder)!r}, which is no folder: check --output"
+        )
+    path = folder / "results.json"
+    if not path.is_file():
+        raise MAWError(
+            f"a report needs results.json, got {str(folder)!r} without one: name a folder `maw benchmark` wrote"
+        )
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MAWError(
+            f"{str(path)!r} must be JSON, got {error}: run `maw benchmark` with this folder again, it writes the file anew"
+        ) from None
+    if not isinstance(results, dict) or "schema" not in results:
+        raise _not_ours(path, "an object with `schema`", results)
+    if results["schema"] != SCHEMA or isinstance(results["schema"], bool):
+        raise MAWError(
+            f"{str(path)!r} must have schema {SCHEMA}, got {results['schema']!r}: make the report with the version of maw "
+            "that wrote the results"
+        )
+    for name in ("dataset", "model", "settings", "maw", "environment", "data"):
+        if not isinstance(results.setdefault(name, None) or {}, dict):
+            raise _not_ours(path, f"an object as `{name}`", results[name])
+        results[name] = results[name] or {}
+    for name, words in (("rows", ("variant",)), ("comparisons", ("variant", "baseline", "metric"))):
+        entries = results.get(name, [] if name == "comparisons" else None)
+        if not isinstance(entries, list):
+            raise _not_ours(path, f"a list as `{name}`", entries)
+        results[name] = entries
+        for place, entry in enumerate(entries):
+            if not isinstance(entry, dict) or not all(isinstance(entry.get(word), str) for word in words):
+                raise _not_ours(path, f"{' and '.join(words)} as words in {name}[{place}]", entry)
+            if not isinstance(entry.setdefault("metrics", {}), dict):
+                raise _not_ours(path, f"an object as `metrics` in {name}[{place}]", entry["metrics"])
+    return results
+
+
+def _not_ours(path: Path, wanted: str, got: object) -> MAWError:
+    shown = repr(got)
+    shown = shown if len(shown) <= 60 else f"{shown[:60]}..."
+    return MAWError(f"{str(path)!r} needs {wanted}, got {shown}: name a folder that `maw benchmark` wrote")
+
+
+def _read_logs(folder: Path) -> tuple[list[_Log], list[str]]:
+    """All logs in the order of their names, and what could not be read, in words."""
+    logs, notes = [], []
+    for path in sorted(folder.glob("*.jsonl")):
+        parts = re.fullmatch(r"(?P<variant>.+?)(?:-seed(?P<seed>\d+))?", path.stem, flags=re.DOTALL)
+        if parts is None:
+            continue
+        log = _Log(parts["variant"], int(parts["seed"]) if parts["seed"] else None)
+        unread = 0
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                unread += 1
+                continue
+            if not isinstance(entry, dict) or (step := _number(entry.get("step"))) is None:
+                unread += 1
+                continue
+            for name, value in entry.items():
+                if (found := _number(value)) is not None:  # a step that was repeated after a stop counts once
+                    log.curves.setdefault(name, {})[step] = found
+            usage = entry.get("depth_usage")
+            if isinstance(usage, list) and usage and all(_number(share) is not None for share in usage):
+                log.usage = usage
+        if unread:
+            notes.append(
+                f"{path.name}: {unread} {'line' if unread == 1 else 'lines'} could not be read and are left out."
+            )
+        logs.append(log)
+    return sorted(logs, key=lambda log: (log.variant, -1 if log.seed is None else log.seed)), notes
+
+
+def _render(results: dict[str, Any], logs: list[_Log], notes: list[str]) -> str:
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError:
+        raise MAWError("the report needs jinja2: pip install 'maw-attention[retrieval]'") from None
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "metric": _metric,
+        "signed": _signed,
+        "probability": _probability,
+        "count": _count,
+        "duration": _duration,
+        "memory": _memory,
+        "words": _words,
+    }
+    variants = list(dict.fromkeys([row["variant"] for row in results["rows"]] + [log.variant for log in logs]))
+    tables = _tables(results)
+    present = {(row["variant"], row.get("seed")) for row in results["rows"]}
+    return environment.get_template("report.html.jinja").render(
+        results=results,
+        finished=results.get("finished") is True,
+        seeds=sorted({row["seed"] for row in results["rows"] if _number(row.get("seed")) is not None}),
+        variants=variants,
+        begun=[log for log in logs if (log.variant, log.seed) not in present],
+        tables=tables,
+        plots=_plots(
+            results, tables, {variant: [one for one in logs if one.variant == variant] for variant in variants}
+        ),
+        logs=logs,
+        notes=notes,
+        families={variant: plots.family(variant) for variant in variants},
+    )
+
+
+def _tables(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """One table for each data set and split, one line a variant: means over seeds and their standard deviations."""
+    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for row in results["rows"]:
+        place = (_words(row.get("dataset", results["dataset"].get("name"))), _words(row.get("split")))
+        groups.setdefault(place, {}).setdefault(row["variant"], []).append(row)
+    tables = []
+    for (dataset, split), variants in groups.items():
+        metrics = list(dict.fromkeys(name for rows in variants.values() for row in rows for name in row["metrics"]))
+        lines = []
+        for variant, rows in variants.items():
+            values = {name: _values(row["metrics"].get(name) for row in rows) for name in metrics}
+            lines.append(
+                {
+                    "variant": variant,
+                    "runs": len(rows),
+                    "below": sum(row.get("below_untuned") is True for row in rows),
+                    "values": values,
+                    "means": {name: fmean(found) if found else None for name, found in values.items()},
+                    "spreads": {name: stdev(found) if len(found) > 1 else None for name, found in values.items()},
+                    "trainable": max(_values(row.get("trainable_parameters") for row in rows), default=None),
+                    "total": max(_values(row.get("total_parameters") for row in rows), default=None),
+                    "seconds": fmean(found) if (found := _values(row.get("seconds") for row in rows)) else None,
+                    "peak": max(_values(row.get("peak_bytes") for row in rows), default=None),
+                }
+            )
+        spread = any(value is not None for line in lines for value in line["spreads"].values())
+        tables.append({"dataset": dataset, "split": split, "metrics": metrics, "lines": lines, "spread": spread})
+    return tables
+
+
+def _plots(results: dict[str, Any], tables: list[dict[str, Any]], logs: Mapping[str, list[_Log]]) -> list[plots.Plot]:
+    """All plots there is something for, in the order of the page."""
+    made = []
+    for place, table in enumerate(tables):
+        metric = _primary(table["metrics"])
+        values = {line["variant"]: line["values"][metric] for line in table["lines"]} if metric else {}
+        if any(values.values()):
+            title = f"{metric} by variant, {table['dataset']}, {table['split']}"
+            untuned = values.get("untuned")
+            made.append(plots.dots(f"metric-{place}", title, values, metric, fmean(untuned) if untuned else None))
+    for place, split in enumerate(dict.fromkeys(_words(one.get("split")) for one in results["comparisons"])):
+        those = [one for one in results["comparisons"] if _words(one.get("split")) == split]
+        metric = _primary(list(dict.fromkeys(one["metric"] for one in those)))
+        found = [one for each in those if each["metric"] == metric and (one := _difference(each)) is not None]
+        if found:
+            title = f"Paired differences in {metric}, {split}"
+            made.append(plots.differences(f"differences-{place}", title, found, f"difference in {metric}"))
+    developed = {name for those in logs.values() for log in those for name in log.curves if name.startswith("dev_")}
+    dev = _primary(sorted(developed), prefix="dev_")
+    for name, (title, label, caption) in CURVES.items():
+        key = dev if name == "dev" else name
+        runs = {variant: [log.curves[key] for log in those if key in log.curves] for variant, those in logs.items()}
+        runs = {variant: found for variant, found in runs.items() if found}
+        if runs:
+            made.append(plots.curves(f"curve-{name}", title, runs, label or str(key).removeprefix("dev_"), caption))
+    usage = {variant: [log.usage for log in those if log.usage] for variant, those in logs.items()}
+    usage = {variant: found for variant, found in usage.items() if found}
+    if usage:
+        made.append(plots.strips("depth-usage", "Depth usage", usage))
+    return made
+
+
+def _difference(entry: Mapping[str, Any]) -> plots.Difference | None:
+    mean = _number(entry.get("mean_difference"))
+    if mean is None:
+        return None
+    ends = entry.get("interval")
+    ends = _values(ends) if isinstance(ends, list) else []
+    interval = (ends[0], ends[1]) if len(ends) == 2 else None
+    return plots.Difference(
+        entry["variant"], entry["baseline"], mean, interval, _number(entry.get("smallest_detectable"))
+    )
+
+
+def _primary(metrics: list[str], prefix: str = "") -> str | None:
+    wanted = prefix + PRIMARY
+    return wanted if wanted in metrics else next(iter(metrics), None)
+
+
+def _number(value: object) -> float | None:
+    """A finite number, or None for anything else."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def _values(found: Iterable[object]) -> list[float]:
+    return [number for value in found if (number := _number(value)) is not None]
+
+
+def _words(value: object) -> str:
+    """Any value as words for people; what is missing is "not recorded".
+
+    >>> _words({"train": 600, "tau": 5.0}), _words([-1]), _words(None)
+    ('train 600, tau 5.0', '-1', 'not recorded')
+    """
+    if value is None or value in ("", [], {}):
+        return "not recorded"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(_words(one) for one in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
+
+
+def _metric(value: object) -> str:
+    return "—" if (number := _number(value)) is None else f"{number:.4f}".replace("-", "−")
+
+
+def _signed(value: object) -> str:
+    return "—" if (number := _number(value)) is None else f"{number:+.4f}".replace("-", "−")
+
+
+def _probability(value: object) -> str:
+    return "—" if (number := _number(value)) is None else f"{number:.4f}" if number >= 0.0001 else "< 0.0001"
+
+
+def _count(value: object) -> str:
+    return "—" if (number := _number(value)) is None else f"{number:,.0f}"
+
+
+def _duration(value: object) -> str:
+    """Seconds for people.
+
+    >>> [_duration(seconds) for seconds in (0.25, 61.2, 301.2, 7384)]
+    ['0.2 s', '1 min 1 s', '5 min 1 s', '2 h 3 min']
+    """
+    if (number := _number(value)) is None:
+        return "—"
+    if number < 59.5:
+        return f"{number:.1f} s" if number < 10 else f"{number:.0f} s"
+    minutes, seconds = divmod(round(number), 60)
+    return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def _memory(value: object) -> str:
+    """Bytes for people.
+
+    >>> _memory(100 * 2**20), _memory(1.5 * 2**30)
+    ('100 MiB', '1.50 GiB')
+    """
+    if (number := _number(value)) is None:
+        return "—"
+    return f"{number / 2**20:.0f} MiB" if number < 2**30 else f"{number / 2**30:.2f} GiB"

@@ -1,0 +1,138 @@
+"""From the rows of finished runs to `results.json`, `per_query.parquet`, the verdict and the table."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from maw.benchmark.statistics import Comparison, compare, correct
+from maw.benchmark.variants import VARIANTS
+
+__all__ = ["comparisons", "mark_below_untuned", "results_table", "verdict", "write_aside", "write_per_query"]
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a file so that it is either the old one or the whole new one, whatever happens meanwhile."""
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def mark_below_untuned(rows: Iterable[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """The rows with `below_untuned`: whether tuning left the encoder worse than it came, on `metric`."""
+    rows = list(rows)
+    untuned = {row["split"]: row["metrics"][metric] for row in rows if row["variant"] == "untuned"}
+    return [
+        {
+            **row,
+            "below_untuned": VARIANTS[row["variant"]].kind == "tuned"
+            and row["split"] in untuned
+            and row["metrics"][metric] < untuned[row["split"]],
+        }
+        for row in rows
+    ]
+
+
+def comparisons(states: Sequence[dict[str, Any]], metric: str) -> list[Comparison]:
+    """Every MAW variant against its dense twin, paired by query and seed, Holm-corrected over all of them."""
+    values: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
+    for state in states:
+        for split, per_query in state["per_query"].items():
+            values.setdefault((state["variant"], split), {})[state["seed"]] = per_query[metric]
+    found = []
+    for (variant, split), by_seed in values.items():
+        twin = VARIANTS[variant].twin
+        seeds = sorted(set(by_seed) & set(values.get((twin, split), {}))) if twin is not None else []
+        if twin is None or not seeds:
+            continue
+        queries = sorted(by_seed[seeds[0]])
+        if len(queries) < 2:
+            continue
+        pair = [
+            [[table[seed][query] for query in queries] for seed in seeds] for table in (by_seed, values[twin, split])
+        ]
+        found.append(compare(variant, twin, pair[0], pair[1], metric, split=split))
+    return correct(found) if found else []
+
+
+def verdict(found: Sequence[Comparison]) -> str:
+    """The comparisons in a sentence each."""
+    if not found:
+        return "No MAW variant has been compared with its dense twin yet."
+    sentences = []
+    for one in found:
+        low, high = one.interval
+        words = {
+            "better": f"{one.variant} is better than {one.baseline}",
+            "worse": f"{one.variant} is worse than {one.baseline}",
+            "no difference shown": f"{one.variant} against {one.baseline}: no difference shown",
+        }[one.verdict or "no difference shown"]
+        seeds = "one seed" if one.seeds == 1 else f"{one.seeds} seeds"
+        sentences.append(
+            f"{words} ({one.metric} on {one.split} {one.mean_difference:+.4f}, "
+            f"95 % interval {low:+.4f} to {high:+.4f}, corrected p = {one.p_value_corrected:.3f}, "
+            f"{one.queries} queries, {seeds}; this test would find {one.smallest_detectable:.4f})."
+        )
+    return " ".join(sentences)
+
+
+def write_per_query(path: Path, states: Sequence[dict[str, Any]]) -> None:
+    """One row per variant, seed, split and query, one column per metric."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {
+            "variant": state["variant"],
+            "seed": state["seed"],
+            "split": split,
+            "query_id": query,
+            **{metric: values[query] for metric, values in per_query.items()},
+        }
+        for state in states
+        for split, per_query in state["per_query"].items()
+        for query in next(iter(per_query.values()))
+    ]
+    aside = path.with_name(f".{path.name}.part")
+    pq.write_table(pa.Table.from_pylist(rows), aside)
+    os.replace(aside, path)
+
+
+def results_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Table:
+    """The rows for a terminal: means over seeds, with the spread where there are several."""
+    splits = list(dict.fromkeys(row["split"] for row in rows))
+    table = Table(title=None, header_style="bold")
+    table.add_column("variant", no_wrap=True)
+    for split in splits:
+        for metric in metrics:
+            table.add_column(metric if len(splits) == 1 else f"{split} {metric}", justify="right", no_wrap=True)
+    for name in ("trained", "time", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == variant]
+        cells = [variant]
+        for split in splits:
+            for metric in metrics:
+                values = [row["metrics"][metric] for row in own if row["split"] == split]
+                mean = sum(values) / len(values) if values else float("nan")
+                spread = f" ±{(max(values) - min(values)) / 2:.4f}" if len(values) > 1 else ""
+                cells.append(f"{mean:.4f}{spread}")
+        first = own[0]
+        cells.append(f"{first['trainable_parameters']:,}" if first["trainable_parameters"] else "-")
+        cells.append(f"{sum(row['seconds'] for row in own if row['split'] == splits[0]):.0f} s")
+        cells.append(f"{max(row['peak_bytes'] for row in own) / 2**30:.2f} GiB")
+        cells.append("below untuned" if any(row["below_untuned"] for row in own) else "")
+        table.add_row(*cells)
+    return table
+
+
+def comparison_rows(found: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Comparisons as plain JSON values."""
+    return [json.loads(json.dumps(asdict(one))) for one in found]

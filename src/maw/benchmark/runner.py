@@ -1,0 +1,253 @@
+"""Run the benchmark: every variant and seed once, each finished run kept, the results written anew after each.
+
+The output folder is the state. A run is finished when `state/NAME.json` is there; the same command goes on with what
+is missing, and a folder started with other settings, data or weights is refused.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maw.benchmark.plan import PRESETS, Benchmark, Run, evaluation_splits, planned_runs, training_settings
+from maw.benchmark.resources import Cost, describe_environment, measure
+from maw.benchmark.results import (
+    comparison_rows,
+    comparisons,
+    mark_below_untuned,
+    verdict,
+    write_aside,
+    write_per_query,
+)
+from maw.errors import MAWError
+from maw.retrieval.bm25 import bm25_run
+from maw.retrieval.encoding import dense_runs
+from maw.retrieval.evaluation import evaluate, write_run
+from maw.retrieval.models import choose_device, fingerprint, load_encoder
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from maw.retrieval.datasets import RetrievalDataset
+    from maw.retrieval.evaluation import Run as Ranking
+
+__all__ = ["Runner", "load_benchmark_dataset"]
+
+SCHEMA = 1
+
+
+def load_benchmark_dataset(benchmark: Benchmark) -> RetrievalDataset:
+    """The data set, cut to the preset."""
+    from maw.retrieval.datasets import load_dataset
+
+    dataset = load_dataset(benchmark.dataset)
+    subset = PRESETS[benchmark.preset]["subset"]
+    return dataset if subset is None else dataset.subset(**subset)
+
+
+class Runner:
+    """One benchmark in one output folder.
+
+    Args:
+        benchmark: what to do.
+        command: the command line, kept with the results.
+        show_progress: whether to draw progress bars.
+
+    Raises:
+        MAWError: bad settings, data or model, or an output folder that is not this benchmark's.
+    """
+
+    def __init__(self, benchmark: Benchmark, *, command: str = "", show_progress: bool = False) -> None:
+        self.benchmark = benchmark
+        self.command = command
+        self.show_progress = show_progress
+        self.folder = benchmark.output
+        self.device = choose_device(benchmark.device)
+        self.runs = planned_runs(benchmark)
+        _check_writable(self.folder)
+        self.dataset = load_benchmark_dataset(benchmark)
+        self.splits = evaluation_splits(self.dataset)
+        for run in self.runs:
+            if run.variant.kind == "tuned":
+                training_settings(benchmark, run)
+        self.encoder = self._encoder()
+        self.fingerprint = fingerprint(self.encoder)
+        self._claim_folder()
+
+    def _encoder(self) -> SentenceTransformer:
+        settings = training_settings(self.benchmark, self.runs[0])
+        return load_encoder(self.benchmark.model, device=self.device, max_length=settings.max_length)
+
+    def pending(self) -> list[Run]:
+        """The runs that are not finished yet."""
+        return [run for run in self.runs if not self._state(run).is_file()]
+
+    def go(self, on_start: Callable[[Run], None] | None = None) -> dict[str, Any]:
+        """Do every pending run, and return the final results."""
+        for run in self.pending():
+            if on_start is not None:
+                on_start(run)
+            self._do(run)
+            self.write_results()
+        return self.write_results()
+
+    # One run
+
+    def _do(self, run: Run) -> None:
+        cost, extra = Cost(), {"trainable_parameters": 0, "total_parameters": 0}
+        if run.variant.kind == "bm25":
+            with measure(self.device) as cost:
+                found = {
+                    split: bm25_run(self.dataset.documents, self.dataset.evaluation_split(split)[0])
+                    for split in self.splits
+                }
+        elif run.variant.kind == "untuned":
+            extra["total_parameters"] = sum(p.numel() for p in self.encoder.parameters())
+            with measure(self.device) as cost:
+                found = self._rank(self.encoder)
+        else:
+            found, cost, extra = self._tune(run)
+        state: dict[str, Any] = {
+            "variant": run.variant.name,
+            "seed": run.seed,
+            "seconds": cost.seconds,
+            "peak_bytes": cost.peak_bytes,
+            **extra,
+            "metrics": {},
+            "per_query": {},
+        }
+        for split, ranking in found.items():
+            evaluation = evaluate(self.dataset.judgements(split), ranking)
+            state["metrics"][split], state["per_query"][split] = evaluation.means, evaluation.per_query
+            (self.folder / "runs").mkdir(exist_ok=True)
+            write_run(self.folder / "runs" / f"{run.name}-{split}.trec", ranking, run.name)
+        write_aside(self._state(run), json.dumps(state))
+
+    def _tune(self, run: Run) -> tuple[dict[str, Ranking], Cost, dict[str, Any]]:
+        from maw.benchmark.tuning import save_model, tune
+        from maw.retrieval.training import remove_checkpoints
+
+        settings = training_settings(self.benchmark, run)
+        work = self.folder / "training" / run.name
+        (self.folder / "logs").mkdir(exist_ok=True)
+        with measure(self.device) as cost:
+            tuned = tune(
+                self._encoder(),
+                run.variant,
+                self.benchmark.maw,
+                self.dataset,
+                settings,
+                work,
+                log_file=self.folder / "logs" / f"{run.name}.jsonl",
+                show_progress=self.show_progress,
+            )
+            found = self._rank(tuned.model)
+        metrics = {split: evaluate(self.dataset.judgements(split), ranking).means for split, ranking in found.items()}
+        save_model(
+            tuned,
+            self.folder / "models" / run.name,
+            base=self.benchmark.model,
+            dataset=self.dataset,
+            metrics=metrics,
+        )
+        remove_checkpoints(work)
+        return found, cost, {**tuned.parameters, **tuned.outcome}
+
+    def _rank(self, model: SentenceTransformer) -> dict[str, Ranking]:
+        queries = {split: self.dataset.evaluation_split(split)[0] for split in self.splits}
+        return dense_runs(model, self.dataset.documents, queries, show_progress=self.show_progress)
+
+    # The folder
+
+    def _state(self, run: Run) -> Path:
+        return self.folder / "state" / f"{run.name}.json"
+
+    def _claim_folder(self) -> None:
+        """Start the folder, or see that it is this very benchmark's."""
+        identity = json.loads(
+            json.dumps(
+                {**self.benchmark.identity(), "weights": self.fingerprint, "data": dict(self.dataset.checksums)},
+                default=str,
+            )
+        )
+        marker = self.folder / "benchmark.json"
+        if marker.is_file():
+            started = json.loads(marker.read_text(encoding="utf-8"))
+            different = sorted(key for key in identity if identity[key] != started.get(key))
+            if different:
+                raise MAWError(
+                    f"{self.folder} holds a benchmark with other {', '.join(different)}: "
+                    "give the same settings to go on with it, or another --output"
+                )
+            return
+        if any(self.folder.iterdir()):
+            raise MAWError(f"{self.folder} is not empty and not a benchmark's folder: give another --output")
+        (self.folder / "state").mkdir()
+        write_aside(marker, json.dumps(identity, indent=1))
+
+    def finished_states(self) -> list[dict[str, Any]]:
+        """What the finished runs found, in the table's order."""
+        files = [self._state(run) for run in self.runs]
+        return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+
+    def write_results(self) -> dict[str, Any]:
+        """Write `results.json`, `per_query.parquet` and `report.html` from the finished runs."""
+        from maw.benchmark.report import write_report
+
+        states, metric = self.finished_states(), self.benchmark.metric
+        kept = ("variant", "seed", "trainable_parameters", "total_parameters", "seconds", "peak_bytes")
+        rows = [
+            {
+                **{name: state[name] for name in kept},
+                "dataset": self.dataset.name,
+                "split": split,
+                "metrics": metrics,
+            }
+            for state in states
+            for split, metrics in state["metrics"].items()
+        ]
+        found = comparisons(states, metric)
+        results = {
+            "schema": SCHEMA,
+            "command": self.command,
+            "finished": not self.pending(),
+            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "preset": self.benchmark.preset,
+            "dataset": {
+                **self.dataset.report(),
+                "documents": len(self.dataset.documents),
+                "splits": {split: len(self.dataset.judgements(split)) for split in self.dataset.splits},
+            },
+            "model": {"name": self.benchmark.model, "fingerprint": self.fingerprint},
+            "settings": {
+                **self.benchmark.identity(),
+                "seeds": self.benchmark.seeds,
+                "variants": list(self.benchmark.variants),
+            },
+            "rows": mark_below_untuned(rows, metric),
+            "comparisons": comparison_rows(found),
+            "verdict": verdict(found),
+            "environment": describe_environment(self.device),
+            "data": dict(self.dataset.checksums),
+            "seconds": sum(state["seconds"] for state in states),
+        }
+        write_aside(self.folder / "results.json", json.dumps(results, indent=1, default=str))
+        write_per_query(self.folder / "per_query.parquet", states)
+        write_report(self.folder)
+        return results
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{time.time_ns()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MAWError(
+            f"cannot write to the output folder {folder}: {error.strerror}; give another --output"
+        ) from error

@@ -1,0 +1,393 @@
+"""Is a variant better than its twin, or was it luck? Tests, intervals and corrections on paired values.
+
+The unit is the query: both systems answer the same queries, so their values are compared query by query. Where a system
+was trained with several seeds, values form a matrix (seeds, queries); row s of both systems used seed s, and column j
+of both is query j. Higher values are better.
+
+`compare` makes one comparison; `correct` takes all comparisons of a table, corrects their p-values for their
+number, and only then gives verdicts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from maw.errors import MAWError
+
+__all__ = [
+    "Comparison",
+    "Verdict",
+    "bootstrap_interval",
+    "compare",
+    "correct",
+    "holm",
+    "paired_randomisation_test",
+    "smallest_detectable_difference",
+]
+
+Verdict: TypeAlias = Literal["better", "worse", "no difference shown"]
+
+_BLOCK = 4_000_000  # numbers drawn at a time: bounds the memory of the resampling loops to some 100 MB
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One variant against its twin on one metric of one split.
+
+    Attributes:
+        variant: name of the system in question.
+        baseline: name of the twin it is compared with.
+        metric: name of the metric, such as "nDCG@10".
+        split: the queries compared on, such as "test".
+        mean_difference: mean over seeds and queries of variant minus baseline.
+        interval: bootstrap interval of that mean, over queries and seeds.
+        p_value: two-sided paired randomisation test over queries, for these seeds.
+        p_value_corrected: the same after Holm's correction over the table; None until `correct` has seen the table.
+        queries: how many queries were compared.
+        seeds: how many seeds each system was trained with.
+        smallest_detectable: the true difference that a test of this size would find with power 0.8.
+        verdict: in words; None until `correct` has seen the table.
+    """
+
+    variant: str
+    baseline: str
+    metric: str
+    split: str
+    mean_difference: float
+    interval: tuple[float, float]
+    p_value: float
+    p_value_corrected: float | None
+    queries: int
+    seeds: int
+    smallest_detectable: float
+    verdict: Verdict | None
+
+
+def paired_randomisation_test(a: ArrayLike, b: ArrayLike, *, samples: int = 100_000, seed: int = 0) -> float:
+    """Return the two-sided p-value of Fisher's randomisation test for paired values.
+
+    Under the null hypothesis the two systems are interchangeable for every query, so the sign of each difference
+    d_j = a_j - b_j could as well be the other one. The p-value is the share of sign patterns s with
+    |sum_j s_j d_j| >= |sum_j d_j|. Where there are at most `samples` patterns all are counted and the p-value is exact;
+    otherwise `samples` patterns are drawn and p = (count + 1) / (samples + 1), which is never 0 and keeps the test
+    valid. Differences of zero have no sign and are left out, which changes nothing in the distribution.
+
+    Args:
+        a: values of one system, one a query.
+        b: values of the other, for the same queries in the same order.
+        samples: how many sign patterns to draw; the smallest p-value to be had is 1 / (samples + 1).
+        seed: of the random signs.
+
+    Returns:
+        The p-value, 1.0 for identical values.
+
+    Raises:
+        MAWError: lengths differ, there is no value, a value is not finite, or `samples` is below 1.
+
+    Source: Fisher (1935), The Design of Experiments; Smucker, Allan and Carterette (2007), doi
+    10.1145/1321440.1321528; (count + 1) / (samples + 1): Phipson and Smyth (2010), doi 10.2202/1544-6115.1585.
+
+    Example:
+        >>> paired_randomisation_test([1.0, 2.0, 3.0], [0.0, 0.0, 0.0])  # 2 of 8 patterns: all plus, all minus
+        0.25
+    """
+    first, second = _vector("a", a), _vector("b", b)
+    if len(first) != len(second):
+        raise MAWError(
+            f"paired values must have the same length, got {len(first)} and {len(second)}: give both systems' values "
+            "for the same queries in the same order"
+        )
+    _at_least_one("samples", samples)
+    difference = first - second
+    difference = difference[difference != 0]
+    pairs = len(difference)
+    if pairs == 0:
+        return 1.0
+    total = np.abs(difference).sum()
+    threshold = abs(difference.sum()) - 1e-12 * total  # sums that differ by rounding only are equal
+    exact = pairs <= 62 and 2**pairs <= samples
+    patterns = 2**pairs if exact else samples
+    rng = np.random.default_rng(seed)
+    count = 0
+    block = max(1, _BLOCK // pairs)
+    for begin in range(0, patterns, block):
+        size = min(block, patterns - begin)
+        if exact:
+            negative = (np.arange(begin, begin + size)[:, None] >> np.arange(pairs)) & 1
+        else:
+            draws = np.frombuffer(rng.bytes(size * -(-pairs // 8)), dtype=np.uint8).reshape(size, -1)
+            negative = np.unpackbits(draws, axis=1, count=pairs)
+        flipped = difference.sum() - 2.0 * (negative.astype(np.float64) @ difference)
+        count += int((np.abs(flipped) >= threshold).sum())
+    return count / patterns if exact else (count + 1) / (patterns + 1)
+
+
+def bootstrap_interval(
+    differences: ArrayLike, *, level: float = 0.95, samples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Return a percentile bootstrap interval for the mean of paired differences.
+
+    Each sample draws queries with replacement and, independently, seeds with replacement, and takes the mean of the
+    differences at the drawn rows and columns; the interval runs between the (1 - level) / 2 and (1 + level) / 2
+    quantiles of these means. So it speaks about other queries *and* other seeds. With one seed it speaks about other
+    queries only, and with two or three it is too narrow, because so few seeds show little of their spread.
+
+    Args:
+        differences: one a query, or a matrix (seeds, queries).
+        level: the share of the samples inside the interval.
+        samples: how many samples to draw.
+        seed: of the random draws.
+
+    Returns:
+        The lower and the upper end.
+
+    Raises:
+        MAWError: fewer than two queries, a value that is not finite, `level` not between 0 and 1, or `samples` below 1.
+
+    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13; two factors at once: Owen (2007),
+    doi 10.1214/07-AOAS122.
+
+    Example:
+        >>> low, high = bootstrap_interval([0.1, 0.2, 0.3, 0.2])
+        >>> 0.1 <= low < 0.2 < high <= 0.3
+        True
+    """
+    matrix = _matrix("differences", differences)
+    seeds, queries = matrix.shape
+    _two_queries(queries)
+    _between_zero_and_one("level", level)
+    _at_least_one("samples", samples)
+    rng = np.random.default_rng(seed)
+    means = np.empty(samples)
+    block = max(1, _BLOCK // (queries + seeds))
+    for begin in range(0, samples, block):
+        size = min(block, samples - begin)
+        weight = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size) / seeds
+        averaged = weight @ matrix  # (samples, queries): over the drawn seeds
+        drawn = rng.integers(queries, size=(size, queries))
+        means[begin : begin + size] = np.take_along_axis(averaged, drawn, axis=1).mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return Holm's adjusted p-values: rejecting where they are at most alpha keeps the family-wise error at alpha.
+
+    With the p-values sorted, p_(1) <= ... <= p_(m), the adjusted ones are
+    max_{i <= j} min(1, (m - i + 1) p_(i)): monotone, in the order given, and valid however the tests depend on each
+    other.
+
+    Args:
+        p_values: the raw p-values of all tests of a table.
+
+    Returns:
+        Adjusted p-values in the same order.
+
+    Raises:
+        MAWError: there is none, or one is not between 0 and 1.
+
+    Source: Holm (1979), Scandinavian Journal of Statistics 6, 65-70.
+
+    Example:
+        >>> holm([0.5, 0.25, 0.0625])
+        [0.5, 0.5, 0.1875]
+    """
+    raw = _vector("p-values", p_values)
+    if ((raw < 0) | (raw > 1)).any():
+        raise MAWError(f"p-values must lie between 0 and 1, got {raw.min()} to {raw.max()}: pass raw p-values")
+    order = np.argsort(raw, kind="stable")
+    adjusted = np.empty_like(raw)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, raw[order] * np.arange(len(raw), 0, -1)))
+    return adjusted.tolist()
+
+
+def smallest_detectable_difference(differences: ArrayLike, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Return the true mean difference that a two-sided test at `alpha` would find with probability `power`.
+
+    delta = (z(1 - alpha / 2) + z(power)) * SE, with z the quantile of the normal distribution and SE the standard error
+    of the mean paired difference: SE^2 = V / Q for Q queries, V their sample variance. For a matrix of S >= 2 seeds,
+    with V_q the variance of the queries' means over seeds, V_s that of the seeds' means over queries and V_e that
+    of what both leave over, SE^2 = V_q / Q + V_s / S - V_e / (S Q), and at least V_q / Q.
+
+    A result that shows no difference means only that the difference is probably smaller than this.
+
+    Args:
+        differences: one a query, or a matrix (seeds, queries).
+        alpha: the level of the test.
+        power: the probability of finding the difference.
+
+    Returns:
+        The difference, in the metric's own unit.
+
+    Raises:
+        MAWError: fewer than two queries, a value that is not finite, or `alpha` or `power` not between 0 and 1.
+
+    Source: the normal approximation, for instance Cohen (1988), Statistical Power Analysis, chapter 2; SE for two
+    crossed factors: the two-way random-effects analysis of variance, for instance Searle, Casella and McCulloch (1992),
+    Variance Components, chapter 4.
+
+    Example:
+        >>> round(smallest_detectable_difference([0.1, -0.1, 0.2, 0.0]), 4)  # 2.8016 * 0.1291 / sqrt(4)
+        0.1808
+    """
+    from scipy.special import ndtri
+
+    matrix = _matrix("differences", differences)
+    seeds, queries = matrix.shape
+    _two_queries(queries)
+    _between_zero_and_one("alpha", alpha)
+    _between_zero_and_one("power", power)
+    of_query, of_seed = matrix.mean(axis=0), matrix.mean(axis=1)
+    squared = of_query.var(ddof=1) / queries
+    if seeds > 1:
+        residual = matrix - of_query - of_seed[:, None] + matrix.mean()
+        left_over = (residual**2).sum() / ((seeds - 1) * (queries - 1))
+        squared += max(0.0, of_seed.var(ddof=1) / seeds - left_over / (seeds * queries))
+    return float((ndtri(1 - alpha / 2) + ndtri(power)) * math.sqrt(squared))
+
+
+def compare(
+    variant: str,
+    twin: str,
+    values_a: ArrayLike,
+    values_b: ArrayLike,
+    metric: str,
+    *,
+    split: str = "test",
+    level: float = 0.95,
+    samples: int = 100_000,
+    bootstrap_samples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare a variant with its twin; `correct` then gives the verdict.
+
+    The randomisation test is over queries, on each query's mean over seeds; the interval is over queries and seeds.
+
+    Args:
+        variant: name of the system that `values_a` belong to.
+        twin: name of the system that `values_b` belong to.
+        values_a: one value a query, or a matrix (seeds, queries).
+        values_b: the same shape: the same seeds and queries in the same order.
+        metric: name of the metric.
+        split: name of the split.
+        level: of the interval.
+        samples: of the randomisation test.
+        bootstrap_samples: of the interval.
+        seed: of the random draws.
+
+    Returns:
+        The comparison, without corrected p-value and verdict.
+
+    Raises:
+        MAWError: shapes differ, fewer than two queries, a value that is not finite, or a setting out of its range.
+
+    Example:
+        >>> found = compare("maw-lora", "dense-lora", [0.5, 0.7, 0.6, 0.4], [0.4, 0.6, 0.6, 0.3], "nDCG@10")
+        >>> round(found.mean_difference, 3), found.p_value, correct([found])[0].verdict
+        (0.075, 0.25, 'no difference shown')
+    """
+    first, second = _matrix(f"values of {variant}", values_a), _matrix(f"values of {twin}", values_b)
+    if first.shape != second.shape:
+        raise MAWError(
+            f"both systems must have the same seeds and queries, got (seeds, queries) {first.shape} for {variant} and "
+            f"{second.shape} for {twin}: repeat the row of a system without seeds; evaluate both on the same queries"
+        )
+    differences = first - second
+    return Comparison(
+        variant=variant,
+        baseline=twin,
+        metric=metric,
+        split=split,
+        mean_difference=float(differences.mean()),
+        interval=bootstrap_interval(differences, level=level, samples=bootstrap_samples, seed=seed),
+        p_value=paired_randomisation_test(first.mean(axis=0), second.mean(axis=0), samples=samples, seed=seed),
+        p_value_corrected=None,
+        queries=differences.shape[1],
+        seeds=differences.shape[0],
+        smallest_detectable=smallest_detectable_difference(differences),
+        verdict=None,
+    )
+
+
+def correct(comparisons: Sequence[Comparison], *, alpha: float = 0.05) -> list[Comparison]:
+    """Correct the p-values of all comparisons of a table by Holm's method, and give the verdicts.
+
+    "better" or "worse" where the corrected p-value is at most `alpha` and the interval lies wholly on that side of
+    zero; "no difference shown" otherwise. The test alone speaks for the seeds at hand; the interval adds that other
+    seeds would probably say the same.
+
+    Args:
+        comparisons: every comparison of the table: leaving some out makes the correction too small.
+        alpha: the family-wise error allowed.
+
+    Returns:
+        The comparisons in the same order, with `p_value_corrected` and `verdict`.
+
+    Raises:
+        MAWError: there is none, or `alpha` is not between 0 and 1.
+    """
+    _between_zero_and_one("alpha", alpha)
+    if not comparisons:
+        raise MAWError("a table must hold at least one comparison, got none: compare two systems first")
+    return [
+        replace(comparison, p_value_corrected=p_value, verdict=_verdict(comparison, p_value, alpha))
+        for comparison, p_value in zip(
+            comparisons, holm([comparison.p_value for comparison in comparisons]), strict=True
+        )
+    ]
+
+
+def _verdict(comparison: Comparison, p_value: float, alpha: float) -> Verdict:
+    low, high = comparison.interval
+    if p_value <= alpha and low > 0:
+        return "better"
+    if p_value <= alpha and high < 0:
+        return "worse"
+    return "no difference shown"
+
+
+def _matrix(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """Finite values as (seeds, queries)."""
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise MAWError(f"{name} must be numbers with rows of equal length, got {error}: check every seed") from error
+    if array.ndim not in (1, 2) or array.size == 0:
+        raise MAWError(
+            f"{name} must be one or more numbers, one a query or a matrix (seeds, queries), got shape {array.shape}: "
+            "evaluate on at least one query"
+        )
+    if not np.isfinite(array).all():
+        raise MAWError(
+            f"{name} must be finite, got {int((~np.isfinite(array)).sum())} values that are NaN or infinite: a query "
+            "without an answer has the value 0"
+        )
+    return np.atleast_2d(array)
+
+
+def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    matrix = _matrix(name, values)
+    if np.ndim(values) != 1:
+        raise MAWError(f"{name} must be a list of numbers, got shape {np.shape(values)}: average over seeds first")
+    return matrix[0]
+
+
+def _two_queries(queries: int) -> None:
+    if queries < 2:
+        raise MAWError(f"a spread needs at least two queries, got {queries}: evaluate on more queries")
+
+
+def _between_zero_and_one(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise MAWError(f"{name} must lie between 0 and 1, got {value}: for instance 0.05 for alpha, 0.95 for a level")
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise MAWError(f"{name} must be at least 1, got {value}: 10,000 or more give a steady result")

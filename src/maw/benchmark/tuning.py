@@ -1,0 +1,107 @@
+"""One variant, one seed: from the encoder as it comes to a trained model in a folder of its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maw.errors import MAWError
+from maw.hf.attach import attach
+from maw.hf.lora import lora_config, merge_lora
+from maw.retrieval.model_card import write_model_card
+from maw.retrieval.training import TrainingSettings, count_parameters, train
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from maw.benchmark.variants import Variant
+    from maw.config import MAWConfig
+    from maw.retrieval.datasets import RetrievalDataset
+
+__all__ = ["Tuned", "save_model", "tune"]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A trained model and what it took."""
+
+    model: SentenceTransformer
+    variant: Variant
+    config: MAWConfig | None
+    settings: TrainingSettings
+    parameters: Mapping[str, int]
+    outcome: Mapping[str, Any]
+
+
+def tune(
+    model: SentenceTransformer,
+    variant: Variant,
+    maw: dict[str, Any],
+    dataset: RetrievalDataset,
+    settings: TrainingSettings,
+    work: Path,
+    *,
+    log_file: Path | None = None,
+    show_progress: bool = False,
+) -> Tuned:
+    """Make `model` the variant and train it, in place.
+
+    Args:
+        model: the encoder as it comes.
+        variant: a tuned variant.
+        maw: the user's fields of `MAWConfig`.
+        dataset: needs a train split.
+        settings: how to train; its seed also draws LoRA's start.
+        work: checkpoints and logs; a training that was killed there is resumed.
+        log_file: one JSON object a log entry.
+        show_progress: whether to draw a progress bar.
+
+    Raises:
+        MAWError: the variant is not trained, or anything `attach` and `train` refuse.
+    """
+    from transformers import set_seed
+
+    if variant.tuning is None:
+        raise MAWError(f"{variant.name} is not trained: choose a variant such as maw-lora or dense-full")
+    config = variant.maw_config(maw)
+    set_seed(settings.seed)
+    if config is not None:
+        attach(model, config)
+    if variant.tuning == "lora":
+        model.add_adapter(lora_config(model))
+    parameters = count_parameters(model)
+    outcome = train(model, dataset, work, settings, log_file=log_file, show_progress=show_progress)
+    if variant.tuning == "lora" and config is None:
+        merge_lora(model)  # a plain host again; beside MAW the adapter stays, in the same folder
+    return Tuned(model, variant, config, settings, parameters, outcome)
+
+
+def save_model(
+    tuned: Tuned, folder: Path, *, base: str, dataset: RetrievalDataset, metrics: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Save a trained model with its card, whole or not at all.
+
+    Args:
+        tuned: what `tune` returned.
+        folder: where to; replaced if it exists.
+        base: the name of the encoder it was tuned from.
+        dataset: what it was tuned on.
+        metrics: split to metric to mean, for the card.
+    """
+    aside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    tuned.model.save_pretrained(str(aside), create_model_card=False)
+    write_model_card(
+        aside,
+        base=base,
+        dataset=dataset.report(),
+        variant=f"{tuned.variant.name}: {tuned.variant.text}",
+        maw=None if tuned.config is None else tuned.config.to_dict(),
+        settings={**asdict(tuned.settings), **tuned.outcome},
+        metrics=metrics,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)

@@ -1,0 +1,92 @@
+"""What each row of the benchmark is. A MAW variant differs from its dense twin in MAW alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from maw.config import MAWConfig
+from maw.errors import MAWError
+
+__all__ = ["DEFAULT", "VARIANTS", "Variant", "choose_variants"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row: how it ranks, how it is tuned, and what MAW is in it.
+
+    Attributes:
+        name: the row's name.
+        kind: `bm25`, `untuned`, or `tuned`.
+        tuning: `full` or `lora`, for tuned variants.
+        twin: the dense variant it is compared with; only variants with MAW have one.
+        recipe: the MAW recipe it starts from; None is a variant without MAW.
+        changes: settings that make the variant what it is; they win over the user's.
+        text: one line for people.
+    """
+
+    name: str
+    kind: Literal["bm25", "untuned", "tuned"]
+    text: str
+    tuning: Literal["full", "lora"] | None = None
+    twin: str | None = None
+    recipe: str | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def maw_config(self, settings: dict[str, Any]) -> MAWConfig | None:
+        """The MAW settings of this variant, given the user's; None without MAW."""
+        if self.recipe is None:
+            return None
+        if self.recipe == "default":
+            return MAWConfig(**{**settings, **self.changes})
+        # another recipe keeps only where MAW sits and how large it is
+        kept = {name: settings[name] for name in ("layers", "depth", "num_heads") if name in settings}
+        return MAWConfig.recipe(self.recipe, **{**kept, **self.changes})
+
+
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant("bm25", "bm25", "BM25 (Lucene's, k1 .9, b .4), no training"),
+        Variant("untuned", "untuned", "the encoder as it comes"),
+        Variant("dense-lora", "tuned", "the encoder fine-tuned with LoRA", tuning="lora"),
+        Variant("dense-full", "tuned", "the encoder fine-tuned in full", tuning="full"),
+        Variant("maw-lora", "tuned", "MAW, fine-tuned with LoRA", "lora", "dense-lora", "default"),
+        Variant("maw-full", "tuned", "MAW, fine-tuned in full", "full", "dense-full", "default"),
+        Variant(
+            "literal", "tuned", "the specification's snippets to the letter, in full", "full", "dense-full", "literal"
+        ),
+        Variant(
+            "static",
+            "tuned",
+            "control: learned views, uniform weights, in full",
+            "full",
+            "dense-full",
+            "default",
+            {"selection": "uniform"},
+        ),
+        Variant(
+            "random", "tuned", "control: random views, in full", "full", "dense-full", "default", {"views": "random"}
+        ),
+    )
+}
+
+DEFAULT: tuple[str, ...] = ("bm25", "untuned", "dense-lora", "dense-full", "maw-lora", "maw-full")
+
+
+def choose_variants(names: Sequence[str]) -> list[Variant]:
+    """Variants by name, in the table's order; the untuned row and each dense twin are always there.
+
+    Raises:
+        MAWError: an unknown name, or none.
+
+    >>> [variant.name for variant in choose_variants(["maw-lora"])]
+    ['untuned', 'dense-lora', 'maw-lora']
+    """
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown or not names:
+        raise MAWError(f"variants must be among {', '.join(VARIANTS)}, got {', '.join(unknown) or 'none'}")
+    wanted = {"untuned", *names}
+    wanted |= {twin for name in names if (twin := VARIANTS[name].twin) is not None}
+    return [variant for name, variant in VARIANTS.items() if name in wanted]

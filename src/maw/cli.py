@@ -1,0 +1,192 @@
+"""The command line: `maw benchmark`, `maw train`, `maw evaluate`, `maw report`.
+
+Exit status: 0 done, 2 bad input (one line says what to do), 130 interrupted (what was finished is kept).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from maw.errors import MAWError
+
+__all__ = ["main"]
+
+Layers = Annotated[str, tyro.conf.arg(name="maw-layer-indices", metavar="-1|0,5|all")]
+
+
+@dataclass(frozen=True)
+class _MAW:
+    """Settings of MAW."""
+
+    maw_layers: Layers = "-1"
+    """Encoder layers that get MAW: indices with commas, negative ones from the end, or "all"."""
+    maw_depth_dim: int = 64
+    """D, view vectors per head."""
+    maw_num_heads: int | None = None
+    """Checked against the encoder's number of heads; never sets it."""
+    maw_settings: str = "{}"
+    """Any other field of MAWConfig, as a JSON object: '{"tau": 10}'."""
+
+    def values(self) -> dict[str, Any]:
+        """The fields of `MAWConfig` that were given."""
+        import json
+
+        from maw.config import MAWConfig
+
+        layers: Any = self.maw_layers.strip()
+        if layers != "all":
+            try:
+                layers = [int(part) for part in layers.split(",")]
+            except ValueError:
+                raise MAWError(
+                    f"--maw-layer-indices must be integers with commas, or all, got {self.maw_layers!r}"
+                ) from None
+        try:
+            other = json.loads(self.maw_settings)
+        except json.JSONDecodeError as error:
+            raise MAWError(f"--maw-settings must be a JSON object, got {self.maw_settings!r} ({error})") from None
+        if not isinstance(other, dict):
+            raise MAWError(f"--maw-settings must be a JSON object, got {self.maw_settings!r}")
+        values = {"layers": layers, "depth": self.maw_depth_dim, "num_heads": self.maw_num_heads, **other}
+        MAWConfig.from_dict(values)
+        return values
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Settings of training; what is not given comes from the preset."""
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    max_length: int | None = None
+    """Tokens a text is cut to."""
+    learning_rate: float | None = None
+    """Of full fine-tuning."""
+    lora_learning_rate: float | None = None
+    positives_per_query: int | None = None
+    gradient_checkpointing: bool = False
+
+    def values(self) -> dict[str, Any]:
+        """The fields of `TrainingSettings` that were given."""
+        given = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "max_length": self.max_length,
+            "learning_rate": self.learning_rate,
+            "positives_per_query": self.positives_per_query,
+            "gradient_checkpointing": self.gradient_checkpointing or None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class BenchmarkCommand:
+    """Train every variant, evaluate it, and say whether MAW helped.
+
+    Without arguments: the packaged encoder on pydocs, small enough for two cores. The same command goes on with a
+    benchmark that was interrupted.
+    """
+
+    dataset: str = "pydocs"
+    """pydocs (built in) or beir:FOLDER."""
+    model: str = "packaged"
+    """packaged (all-MiniLM-L6-v2), a model folder, or a hub name."""
+    variants: str | None = None
+    """Names with commas: bm25, untuned, dense-lora, dense-full, maw-lora, maw-full, literal, static, random."""
+    seeds: int = 1
+    """How often each variant is trained."""
+    full: bool = False
+    """Use all of pydocs instead of the preset quick (other data sets are always used in full)."""
+    output: Path | None = None
+    """The folder for everything; default maw-results/DATASET-PRESET."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    dry_run: bool = False
+    """Print the plan and the estimate, and stop."""
+    training: _Training = _Training()
+    maw: _MAW = _MAW()
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Fine-tune one variant and save it as a folder that SentenceTransformer loads."""
+
+    variant: str
+    """Such as maw-lora or dense-full."""
+    output: Path
+    """The model's folder."""
+    dataset: str = "pydocs"
+    """pydocs (built in) or beir:FOLDER."""
+    model: str = "packaged"
+    """packaged (all-MiniLM-L6-v2), a model folder, or a hub name."""
+    seed: int = 0
+    device: str = "auto"
+    training: _Training = _Training()
+    maw: _MAW = _MAW()
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Evaluate a model on a data set."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """packaged, a model folder, or a hub name."""
+    dataset: str = "pydocs"
+    """pydocs (built in) or beir:FOLDER."""
+    split: str = "test"
+    max_length: int | None = None
+    """Tokens a text is cut to; default: the model's own limit."""
+    device: str = "auto"
+    run: Path | None = None
+    """Also write the ranking as a TREC run file."""
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Write report.html anew from a benchmark's folder."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """A folder that `maw benchmark` wrote."""
+
+
+Command = (
+    Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
+    | Annotated[TrainCommand, tyro.conf.subcommand("train")]
+    | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
+    | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the return value is the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        from maw import __version__
+
+        print(__version__)
+        return 0
+    command = tyro.cli(
+        Command,  # ty: ignore[invalid-argument-type]
+        prog="maw",
+        description="Multi-Attention-Weight attention for text encoders: train, benchmark, report.",
+        args=given,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from maw import commands
+
+    try:
+        return commands.execute(command, ["maw", *given])
+    except MAWError as error:
+        print(f"maw: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("maw: interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
+        return 130

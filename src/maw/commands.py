@@ -1,0 +1,180 @@
+"""What each command of the command line does; heavy libraries are imported here, not in `maw.cli`."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+import time
+import warnings
+from collections.abc import Sequence
+from functools import singledispatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from maw.cli import BenchmarkCommand, EvaluateCommand, ReportCommand, TrainCommand
+from maw.errors import MAWError
+
+if TYPE_CHECKING:
+    from maw.benchmark.plan import Benchmark
+
+__all__ = ["execute"]
+
+
+@singledispatch
+def execute(command: Any, words: Sequence[str]) -> int:
+    """Do one command; returns the exit status."""
+    raise MAWError(f"no such command: {type(command).__name__}")
+
+
+@execute.register
+def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
+    console = Console()
+    quiet_libraries()
+    from maw.benchmark.plan import estimate_seconds
+    from maw.benchmark.results import results_table
+    from maw.benchmark.runner import Runner
+    from maw.retrieval.datasets import render_report
+
+    benchmark = _benchmark(command)
+    start = time.monotonic()
+    with console.status("reading the data and the encoder"):
+        runner = Runner(benchmark, command=shlex.join(words), show_progress=console.is_terminal)
+        pending = runner.pending()
+        seconds = estimate_seconds(benchmark, pending, runner.dataset, runner.encoder)
+    console.print(render_report(runner.dataset), highlight=False, markup=False)
+    if benchmark.preset == "quick":
+        console.print(
+            "[bold]preset quick[/]: a small part of the data, few steps: enough to see it work; --full uses all"
+        )
+    names = ", ".join(run.name for run in pending) or "nothing: every run is finished"
+    console.print(f"to do on {runner.device}: {names}", highlight=False)
+    console.print(f"estimated time: {_duration(seconds)}; results go to {benchmark.output}", highlight=False)
+    if command.dry_run:
+        return 0
+    done = len(runner.runs) - len(pending)
+
+    def announce(run: Any) -> None:
+        nonlocal done
+        done += 1
+        passed = _duration(time.monotonic() - start)
+        console.print(
+            f"[{done}/{len(runner.runs)}] {run.name}: {run.variant.text} (after {passed})",
+            highlight=False,
+            markup=False,
+        )
+
+    results = runner.go(announce)
+    console.print(results_table(results["rows"], ["nDCG@10", "MRR@10", "R@100"]))
+    console.print(results["verdict"], highlight=False, markup=False)
+    console.print(f"everything is in {benchmark.output}; look at {benchmark.output / 'report.html'}", highlight=False)
+    console.print(f"took {_duration(time.monotonic() - start)}", highlight=False)
+    return 0
+
+
+def _benchmark(command: BenchmarkCommand) -> Benchmark:
+    from maw.benchmark.plan import DEFAULT, LORA_LEARNING_RATE, Benchmark
+
+    preset = "quick" if command.dataset == "pydocs" and not command.full else "full"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(command.dataset).name if ":" in command.dataset else command.dataset)
+    names = DEFAULT if command.variants is None else tuple(part.strip() for part in command.variants.split(","))
+    return Benchmark(
+        dataset=command.dataset,
+        model=command.model,
+        variants=names,
+        seeds=command.seeds,
+        preset=preset,
+        output=command.output or Path("maw-results") / f"{name}-{preset}",
+        device=command.device,
+        maw=command.maw.values(),
+        training=command.training.values(),
+        lora_learning_rate=command.training.lora_learning_rate or LORA_LEARNING_RATE,
+    )
+
+
+@execute.register
+def _(command: TrainCommand, words: Sequence[str]) -> int:
+    console = Console()
+    quiet_libraries()
+    from maw.benchmark.plan import LORA_LEARNING_RATE
+    from maw.benchmark.tuning import save_model, tune
+    from maw.benchmark.variants import VARIANTS
+    from maw.retrieval.datasets import load_dataset, render_report
+    from maw.retrieval.models import choose_device, load_encoder
+    from maw.retrieval.training import TrainingSettings
+
+    if command.variant not in VARIANTS:
+        raise MAWError(f"variant must be among {', '.join(VARIANTS)}, got {command.variant!r}")
+    if command.output.exists() and (not command.output.is_dir() or any(command.output.iterdir())):
+        raise MAWError(f"{command.output} exists already: give another --output, nothing is overwritten")
+    variant, given = VARIANTS[command.variant], command.training.values()
+    if variant.tuning == "lora":
+        given["learning_rate"] = command.training.lora_learning_rate or LORA_LEARNING_RATE
+    settings = TrainingSettings(**{**given, "seed": command.seed})
+    dataset = load_dataset(command.dataset)
+    console.print(render_report(dataset), highlight=False, markup=False)
+    model = load_encoder(command.model, device=choose_device(command.device), max_length=settings.max_length)
+    work = command.output.with_name(f"{command.output.name}.training")
+    tuned = tune(model, variant, command.maw.values(), dataset, settings, work, show_progress=console.is_terminal)
+    save_model(tuned, command.output, base=command.model, dataset=dataset, metrics={})
+    for name, value in tuned.outcome.items():
+        console.print(f"{name}: {value}", highlight=False)
+    console.print(f"model: {command.output}; checkpoints and logs: {work}", highlight=False)
+    return 0
+
+
+@execute.register
+def _(command: EvaluateCommand, words: Sequence[str]) -> int:
+    console = Console()
+    quiet_libraries()
+    from maw.retrieval.datasets import load_dataset
+    from maw.retrieval.encoding import dense_runs
+    from maw.retrieval.evaluation import evaluate, write_run
+    from maw.retrieval.models import choose_device, load_encoder
+
+    dataset = load_dataset(command.dataset)
+    queries, judged = dataset.evaluation_split(command.split)
+    model = load_encoder(command.model, device=choose_device(command.device), max_length=command.max_length)
+    runs = dense_runs(model, dataset.documents, {command.split: queries}, show_progress=console.is_terminal)
+    evaluation = evaluate(judged, runs[command.split])
+    if command.run is not None:
+        write_run(command.run, runs[command.split], "maw")
+    for name, value in evaluation.means.items():
+        console.print(f"{name:8} {value:.5f}", highlight=False)
+    console.print(
+        f"{evaluation.queries} queries of {command.split}, {len(dataset.documents)} documents", highlight=False
+    )
+    return 0
+
+
+@execute.register
+def _(command: ReportCommand, words: Sequence[str]) -> int:
+    from maw.benchmark.report import write_report
+
+    print(write_report(command.folder))
+    return 0
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to our own progress: libraries report errors, not their progress."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _duration(seconds: float) -> str:
+    """Whole seconds below two minutes, else minutes, else hours.
+
+    >>> _duration(75), _duration(600), _duration(9000)
+    ('75 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

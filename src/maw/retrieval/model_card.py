@@ -1,0 +1,61 @@
+"""The README.md of a saved model: where it comes from, what it was trained on, and how it did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["write_model_card"]
+
+
+def write_model_card(
+    folder: Path,
+    *,
+    base: str,
+    dataset: Mapping[str, Any],
+    variant: str,
+    maw: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Write `folder/README.md`.
+
+    Args:
+        folder: the saved model.
+        base: the encoder it was tuned from.
+        dataset: `RetrievalDataset.report()`.
+        variant: what kind of tuning.
+        maw: MAW's settings, None without MAW.
+        settings: how it was trained.
+        metrics: split to metric to mean.
+    """
+    licence = dataset.get("licence") or "not stated by its source"
+    use = "import maw\n" if maw is not None else ""
+    lines = [
+        "---",
+        "library_name: sentence-transformers",
+        "pipeline_tag: sentence-similarity",
+        "tags: [sentence-transformers, dense-retrieval" + (", maw]" if maw is not None else "]"),
+        "---",
+        f"# {variant}",
+        "",
+        f"Fine-tuned from `{base}` on `{dataset['name']}` (licence of the data: {licence}). "
+        "The licence of the base model applies to these weights too.",
+        "",
+        "```python",
+        f"{use}from sentence_transformers import SentenceTransformer\n",
+        'model = SentenceTransformer("this folder")',
+        "```",
+        "",
+        "## Results",
+        "",
+    ]
+    for split, means in metrics.items():
+        lines.append(f"| {split} | " + " | ".join(means) + " |")
+        lines.append("|---|" + "---|" * len(means))
+        lines.append("| | " + " | ".join(f"{value:.4f}" for value in means.values()) + " |")
+        lines.append("")
+    lines += ["## Settings", "", "```json", json.dumps({"training": dict(settings), "maw": maw}, indent=1), "```", ""]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

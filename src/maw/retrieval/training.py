@@ -1,0 +1,299 @@
+"""Fine-tuning a dense retriever on Sentence Transformers' trainer, with MAW's auxiliary loss where there is MAW.
+
+Loss: in-batch contrastive (multiple negatives ranking) on (query, relevant document) pairs. MAW layers add the
+gradient of their GRPO loss themselves (`maw.auxiliary`); `AuxiliaryLoss` sees to its weight, and the trainer logs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.sampler import BatchSamplers
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from torch import Tensor, nn
+from transformers import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from maw.auxiliary import scale_gradient
+from maw.errors import MAWError
+from maw.hf.attach import maw_layers
+from maw.retrieval.encoding import dense_runs
+from maw.retrieval.evaluation import evaluate
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from maw.retrieval.datasets import RetrievalDataset
+
+__all__ = [
+    "AuxiliaryLoss",
+    "DevEvaluator",
+    "TrainingSettings",
+    "count_parameters",
+    "remove_checkpoints",
+    "train",
+]
+
+METRIC = "nDCG@10"
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train; a MAW variant and its dense twin share one value of this."""
+
+    learning_rate: float = 5e-5
+    epochs: int = 3
+    batch_size: int = 64
+    max_length: int = 128
+    warmup_share: float = 0.1
+    weight_decay: float = 0.01
+    similarity_scale: float = 20.0
+    positives_per_query: int | None = None
+    dev_documents: int = 2000
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "max_length", "dev_documents"):
+            if getattr(self, name) < 1:
+                raise MAWError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "similarity_scale"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise MAWError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+class AuxiliaryLoss(nn.Module):
+    """A training loss whose backward also trains the selectors of the model's MAW layers.
+
+    The wrapped loss is returned unchanged (plus, with `updates` > 1, the loss of earlier samples); the gradient that
+    arrives at it scales the auxiliary gradients, so loss scaling, gradient accumulation and mini-batches of any
+    size weigh both alike.
+
+    Args:
+        loss: a Sentence Transformers loss.
+        model: the model it trains.
+    """
+
+    def __init__(self, loss: nn.Module, model: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+        self.model = model
+
+    def forward(self, features: Any, labels: Tensor | None = None) -> Tensor:
+        """The wrapped loss."""
+        layers = maw_layers(self.model) if self.training else []
+        for layer in layers:
+            layer.gradient_scale.clear()
+        replayed = [loss for layer in layers if (loss := layer.replay_loss()) is not None]
+        loss = self.loss(features, labels)
+        if isinstance(loss, dict):
+            loss = torch.stack(list(loss.values())).sum()
+        if not layers:
+            return loss
+        return scale_gradient(loss, [layer.gradient_scale for layer in layers]) + sum(replayed)
+
+
+class DevEvaluator(BaseEvaluator):
+    """nDCG@10 on the dev split, over its relevant documents and seeded others up to `dev_documents`."""
+
+    def __init__(self, dataset: RetrievalDataset, settings: TrainingSettings) -> None:
+        super().__init__()
+        self.primary_metric = f"dev_{METRIC}"
+        self.queries, self.judged = dataset.evaluation_split("dev")
+        documents = {document for grades in self.judged.values() for document in grades}
+        others = sorted(set(dataset.documents) - documents)
+        random.Random(settings.seed).shuffle(others)
+        documents |= set(others[: max(0, settings.dev_documents - len(documents))])
+        self.documents = {document: dataset.documents[document] for document in documents}
+
+    def __call__(
+        self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """The metric, under the name `primary_metric`."""
+        runs = dense_runs(model, self.documents, {"dev": self.queries}, k=100)
+        return {f"dev_{METRIC}": evaluate(self.judged, runs["dev"], [METRIC]).means[METRIC]}
+
+
+class _Trainer(SentenceTransformerTrainer):
+    """Sentence Transformers' trainer that stops on NaN and logs what MAW's selectors did."""
+
+    log_file: Path
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One step; a loss that is not finite ends the training with an error."""
+        loss = super().training_step(*args, **kwargs)
+        if not math.isfinite(float(loss)):
+            raise MAWError(
+                f"training diverged: the loss is {float(loss)} at step {self.state.global_step + 1}. "
+                "Lower the learning rate, or resume from the last checkpoint with other settings"
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the statistics of all MAW layers: scalars to every log, vectors to the JSON log only."""
+        statistics = [statistic for layer in maw_layers(self.model) if (statistic := layer.collect())]
+        if "loss" in logs and statistics:
+            for name in statistics[0]:
+                value = torch.stack([statistic[name] for statistic in statistics])
+                if value.ndim == 1:
+                    logs[name] = round(float(value.mean()), 6)
+        super().log(logs, start_time)
+        entry: dict[str, Any] = {"step": self.state.global_step, **self.state.log_history[-1]}
+        if "loss" in logs and statistics:
+            entry["depth_usage"] = [round(float(x), 6) for x in statistics[-1]["depth_usage"]]
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({name.removeprefix("eval_"): value for name, value in entry.items()}) + "\n")
+
+
+class _Progress(ProgressCallback):
+    """The trainer's progress bar with the loss beside it instead of printed dictionaries."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+
+def train(
+    model: SentenceTransformer,
+    dataset: RetrievalDataset,
+    folder: Path,
+    settings: TrainingSettings,
+    *,
+    log_file: Path | None = None,
+    show_progress: bool = False,
+) -> dict[str, Any]:
+    """Fine-tune `model` in place on the train split and leave it at its best checkpoint on dev.
+
+    Args:
+        model: the encoder, with or without MAW, with or without LoRA.
+        dataset: needs a train split; a dev split chooses the best epoch, without one the last epoch stays.
+        folder: checkpoints and TensorBoard logs go here; a training that was killed there is resumed.
+        settings: how to train.
+        log_file: one JSON object a log entry; None is `folder/log.jsonl`.
+        show_progress: whether to draw a progress bar.
+
+    Returns:
+        steps, pairs, the best dev metric, and whether it was resumed.
+
+    Raises:
+        MAWError: no training pairs, a batch larger than the training set, or a loss that is not finite.
+    """
+    pairs = dataset.training_pairs(settings.positives_per_query, settings.seed)
+    if len(pairs) < settings.batch_size:
+        raise MAWError(
+            f"{dataset.name} has {len(pairs)} training pairs, fewer than one batch of {settings.batch_size}: "
+            "lower --batch-size"
+        )
+    model.max_seq_length = settings.max_length
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = get_last_checkpoint(str(folder))
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+    has_dev = "dev" in dataset.splits
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(model, folder, settings, len(pairs), has_dev=has_dev, show_progress=show_progress),
+        train_dataset=Dataset.from_dict(
+            {
+                "anchor": [dataset.queries[query] for query, _ in pairs],
+                "positive": [dataset.documents[document] for _, document in pairs],
+            }
+        ),
+        loss=AuxiliaryLoss(MultipleNegativesRankingLoss(model, scale=settings.similarity_scale), model),
+        evaluator=DevEvaluator(dataset, settings) if has_dev else None,
+    )
+    trainer.log_file = folder / "log.jsonl" if log_file is None else log_file
+    if checkpoint is None:
+        trainer.log_file.unlink(missing_ok=True)
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    if show_progress:
+        trainer.add_callback(_Progress)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if has_dev and trainer.state.best_model_checkpoint is None:
+        raise MAWError(
+            f"training in {folder} ended without a best checkpoint, though there is a dev split: see its log"
+        )
+    model.eval()
+    return {
+        "steps": trainer.state.global_step,
+        "pairs": len(pairs),
+        f"dev_{METRIC}": trainer.state.best_metric,
+        "resumed": checkpoint is not None,
+    }
+
+
+def _arguments(
+    model: SentenceTransformer,
+    folder: Path,
+    settings: TrainingSettings,
+    pairs: int,
+    *,
+    has_dev: bool,
+    show_progress: bool,
+) -> SentenceTransformerTrainingArguments:
+    layers = maw_layers(model)
+    steps = math.ceil(pairs / settings.batch_size) * settings.epochs
+    on_gpu = model.device.type == "cuda"
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        learning_rate_mapping={r"\.maw\.": layers[0].config.learning_rate} if layers else {},
+        warmup_steps=math.ceil(settings.warmup_share * steps),
+        weight_decay=settings.weight_decay,
+        batch_sampler=BatchSamplers.NO_DUPLICATES,
+        bf16=on_gpu and torch.cuda.is_bf16_supported(),
+        use_cpu=model.device.type == "cpu",
+        **_checkpointing(settings.gradient_checkpointing),
+        seed=settings.seed,
+        data_seed=settings.seed,
+        logging_steps=max(1, steps // 50),
+        logging_nan_inf_filter=False,
+        eval_strategy="epoch" if has_dev else "no",
+        save_strategy="epoch",
+        save_total_limit=2,
+        load_best_model_at_end=has_dev,
+        metric_for_best_model=f"eval_dev_{METRIC}" if has_dev else None,
+        greater_is_better=True,
+        report_to=["tensorboard"],
+        disable_tqdm=not show_progress,
+        dataloader_pin_memory=on_gpu,
+    )
+
+
+def _checkpointing(wanted: bool) -> dict[str, Any]:
+    """Gradient checkpointing under the name that this version of Transformers gives it."""
+    if not wanted:
+        return {}
+    fields = {field.name for field in dataclasses.fields(SentenceTransformerTrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete what a finished training no longer needs; its TensorBoard logs stay."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def count_parameters(model: nn.Module) -> Mapping[str, int]:
+    """How many parameters are trained, and how many there are (an adapter's untouched originals not counted)."""
+    named = [(name, p) for name, p in model.named_parameters() if ".original_module." not in name]
+    return {
+        "trainable_parameters": sum(p.numel() for _, p in named if p.requires_grad),
+        "total_parameters": sum(p.numel() for _, p in named),
+    }
