@@ -53,10 +53,10 @@ def slice_entropy(
         mask = torch.ones(batch, keys, dtype=torch.bool, device=key_score.device)
     mask = mask[:, None, None, :]
     infinity = float("inf")
-    largest = key_score.masked_fill(~mask, -infinity).amax(dim=-1, keepdim=True)
-    smallest = key_score.masked_fill(~mask, infinity).amin(dim=-1, keepdim=True)
-    # masked scalars become 0 so that 0 * inf cannot arise; the mask removes them from every sum
-    key_score = key_score.masked_fill(~mask, 0.0)
+    largest = key_score.detach().masked_fill(~mask, -infinity).amax(dim=-1, keepdim=True)
+    smallest = key_score.detach().masked_fill(~mask, infinity).amin(dim=-1, keepdim=True)
+    # A masked scalar takes a real key's value, so that no exponential overflows; the mask removes it from every sum.
+    key_score = torch.where(mask, key_score, largest)
     slope = scale * query_score
     chunk = max(1, CHUNK_ELEMENTS // (batch * heads * group * keys))
     track = torch.is_grad_enabled() and (query_score.requires_grad or key_score.requires_grad)

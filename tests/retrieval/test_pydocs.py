@@ -7,6 +7,7 @@ import doctest
 import json
 import platform
 import sysconfig
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,7 @@ def test_what_the_query_is(docstring: str, query: str):
         ("Words enough to be a query.", "...", "short_body"),
         ("Words enough to be a query.", "raise NotImplementedError('in every subclass, please')", "short_body"),
         ("Words enough to be a query.", "return argument", "short_body"),
+        ("Words enough to be a query.", "'a constant that is longer than that'", "short_body"),
         ("say what FUNCTION number\n  a does.", BODY, "repeated_query"),
     ],
 )
@@ -237,7 +239,9 @@ def test_the_folder_above_does_not_count(library: Path, tmp_path: Path):
     assert pydocs.build(deeper) == expected
 
 
-@pytest.mark.parametrize("content", [b"def f(:\n", b"x = '\xff'\n", b"x = '\0'\n", b"# coding: nonsense\n"])
+@pytest.mark.parametrize(
+    "content", [b"def f(:\n", b"x = '\xff'\n", b"x = '\0'\n", b"# coding: nonsense\n", b"\n\n\n'\xff'\n"]
+)
 def test_a_file_that_does_not_parse_is_counted(library: Path, content: bytes):
     (library / "broken.py").write_bytes(content)
     found = pydocs.build(library)
@@ -266,6 +270,14 @@ def test_the_checksum_follows_every_text(library: Path):
     path = library / "module1.py"
     path.write_text(path.read_text().replace("range(10)", "range(11)"))
     assert pydocs.build(library).checksums != before
+
+
+def test_a_split_is_the_same_in_every_process():
+    split_of = pydocs._split_modules(Counter(dict.fromkeys("abcdefghij", 1)))
+    assert {split: [name for name in split_of if split_of[name] == split] for split in ("test", "dev")} == {
+        "test": ["d", "b"],
+        "dev": ["j"],
+    }
 
 
 def test_one_large_module_is_train(library: Path):

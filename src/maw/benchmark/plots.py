@@ -32,7 +32,7 @@ COLOURS = {"ink": "#010203", "muted": "#010204", "line": "#010205", "band": "#01
 COLOURS |= {"maw": "#010208", "dense": "#010209", "reference": "#01020a", "control": "#01020b"}
 LESS, MORE = (0.20, 0.55, 0.85), (0.90, 0.45, 0.0)  # of depth usage; readable on light and on dark
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "maw",
     "text.parse_math": False,  # a name with dollar signs is a name
@@ -235,7 +235,7 @@ def strips(name: str, title: str, usage: Mapping[str, Sequence[Sequence[float]]]
 
 
 def _relative(row: Sequence[float], depth: int, limit: float) -> float:
-    """log2 of a depth's share relative to 1 / D, within the shades there are; NaN (an empty cell) past the row's end."""
+    """log2 of a depth's share relative to 1 / D, within the shades there are; NaN past the row's end."""
     if depth >= len(row) or not math.isfinite(row[depth]):
         return math.nan
     return max(-limit, min(limit, math.log2(max(row[depth] * len(row), 2.0**-limit))))
@@ -284,15 +284,15 @@ def _svg(name: str, title: str, height: float, draw: Any) -> str:
     except ImportError:
         raise MAWError("the report needs matplotlib: pip install 'maw-attention[retrieval]'") from None
     written = io.StringIO()
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.filterwarnings(
             "ignore", message="Glyph .* missing from", category=UserWarning
         )  # the reader's font may
         matplotlib.rcdefaults()  # a person's own settings do not reach the report
-        matplotlib.rcParams.update(SETTINGS)
-        figure = Figure(figsize=(WIDTH, height))
-        draw(figure)
-        FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None})
+        with matplotlib.rc_context(SETTINGS):
+            figure = Figure(figsize=(WIDTH, height))
+            draw(figure)
+            FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None})
     text = written.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

@@ -7,16 +7,15 @@ both; the report then says so and shows what there is. The page loads nothing, r
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from maw.benchmark import plots
+from maw.benchmark import formats, plots
 from maw.errors import MAWError
 
 __all__ = ["SCHEMA", "write_report"]
@@ -97,19 +96,20 @@ def _read_results(folder: Path) -> dict[str, Any]:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise MAWError(
-            f"{str(path)!r} must be JSON, got {error}: run `maw benchmark` with this folder again, it writes the file anew"
+            f"{str(path)!r} must be JSON, got {error}: run `maw benchmark` on this folder again to write it anew"
         ) from None
     if not isinstance(results, dict) or "schema" not in results:
         raise _not_ours(path, "an object with `schema`", results)
     if results["schema"] != SCHEMA or isinstance(results["schema"], bool):
         raise MAWError(
-            f"{str(path)!r} must have schema {SCHEMA}, got {results['schema']!r}: make the report with the version of maw "
-            "that wrote the results"
+            f"{str(path)!r} must have schema {SCHEMA}, got {results['schema']!r}: make the report with the version of "
+            "maw that wrote the results"
         )
     for name in ("dataset", "model", "settings", "maw", "environment", "data"):
-        if not isinstance(results.setdefault(name, None) or {}, dict):
+        if not isinstance(results.get(name) or {}, dict):
             raise _not_ours(path, f"an object as `{name}`", results[name])
-        results[name] = results[name] or {}
+        results[name] = results.get(name) or {}
+    results["maw"] = results["maw"] or results["settings"].pop("maw", None) or {}
     for name, words in (("rows", ("variant",)), ("comparisons", ("variant", "baseline", "metric"))):
         entries = results.get(name, [] if name == "comparisons" else None)
         if not isinstance(entries, list):
@@ -144,19 +144,18 @@ def _read_logs(folder: Path) -> tuple[list[_Log], list[str]]:
             except json.JSONDecodeError:
                 unread += 1
                 continue
-            if not isinstance(entry, dict) or (step := _number(entry.get("step"))) is None:
+            if not isinstance(entry, dict) or (step := formats.number(entry.get("step"))) is None:
                 unread += 1
                 continue
             for name, value in entry.items():
-                if (found := _number(value)) is not None:  # a step that was repeated after a stop counts once
+                if (found := formats.number(value)) is not None:  # a step that was repeated after a stop counts once
                     log.curves.setdefault(name, {})[step] = found
             usage = entry.get("depth_usage")
-            if isinstance(usage, list) and usage and all(_number(share) is not None for share in usage):
+            if isinstance(usage, list) and usage and all(formats.number(share) is not None for share in usage):
                 log.usage = usage
         if unread:
-            notes.append(
-                f"{path.name}: {unread} {'line' if unread == 1 else 'lines'} could not be read and are left out."
-            )
+            lines = "1 line could not be read and is" if unread == 1 else f"{unread} lines could not be read and are"
+            notes.append(f"{path.name}: {lines} left out.")
         logs.append(log)
     return sorted(logs, key=lambda log: (log.variant, -1 if log.seed is None else log.seed)), notes
 
@@ -173,22 +172,15 @@ def _render(results: dict[str, Any], logs: list[_Log], notes: list[str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "metric": _metric,
-        "signed": _signed,
-        "probability": _probability,
-        "count": _count,
-        "duration": _duration,
-        "memory": _memory,
-        "words": _words,
-    }
+    names = ("count", "duration", "memory", "metric", "probability", "signed", "words")
+    environment.filters |= {name: getattr(formats, name) for name in names}
     variants = list(dict.fromkeys([row["variant"] for row in results["rows"]] + [log.variant for log in logs]))
     tables = _tables(results)
     present = {(row["variant"], row.get("seed")) for row in results["rows"]}
     return environment.get_template("report.html.jinja").render(
         results=results,
         finished=results.get("finished") is True,
-        seeds=sorted({row["seed"] for row in results["rows"] if _number(row.get("seed")) is not None}),
+        seeds=sorted({row["seed"] for row in results["rows"] if formats.number(row.get("seed")) is not None}),
         variants=variants,
         begun=[log for log in logs if (log.variant, log.seed) not in present],
         tables=tables,
@@ -205,29 +197,31 @@ def _tables(results: dict[str, Any]) -> list[dict[str, Any]]:
     """One table for each data set and split, one line a variant: means over seeds and their standard deviations."""
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for row in results["rows"]:
-        place = (_words(row.get("dataset", results["dataset"].get("name"))), _words(row.get("split")))
+        place = (formats.words(row.get("dataset", results["dataset"].get("name"))), formats.words(row.get("split")))
         groups.setdefault(place, {}).setdefault(row["variant"], []).append(row)
     tables = []
     for (dataset, split), variants in groups.items():
         metrics = list(dict.fromkeys(name for rows in variants.values() for row in rows for name in row["metrics"]))
-        lines = []
+        lines: list[dict[str, Any]] = []
         for variant, rows in variants.items():
-            values = {name: _values(row["metrics"].get(name) for row in rows) for name in metrics}
+            values: dict[str, list[float]] = {
+                name: formats.values(row["metrics"].get(name) for row in rows) for name in metrics
+            }
             lines.append(
                 {
                     "variant": variant,
                     "runs": len(rows),
                     "below": sum(row.get("below_untuned") is True for row in rows),
-                    "values": values,
+                    "found": values,
                     "means": {name: fmean(found) if found else None for name, found in values.items()},
                     "spreads": {name: stdev(found) if len(found) > 1 else None for name, found in values.items()},
-                    "trainable": max(_values(row.get("trainable_parameters") for row in rows), default=None),
-                    "total": max(_values(row.get("total_parameters") for row in rows), default=None),
-                    "seconds": fmean(found) if (found := _values(row.get("seconds") for row in rows)) else None,
-                    "peak": max(_values(row.get("peak_bytes") for row in rows), default=None),
+                    "trainable": max(formats.values(row.get("trainable_parameters") for row in rows), default=None),
+                    "total": max(formats.values(row.get("total_parameters") for row in rows), default=None),
+                    "seconds": fmean(found) if (found := formats.values(row.get("seconds") for row in rows)) else None,
+                    "peak": max(formats.values(row.get("peak_bytes") for row in rows), default=None),
                 }
             )
-        spread = any(value is not None for line in lines for value in line["spreads"].values())
+        spread = any(len(found) > 1 for line in lines for found in line["found"].values())
         tables.append({"dataset": dataset, "split": split, "metrics": metrics, "lines": lines, "spread": spread})
     return tables
 
@@ -235,22 +229,23 @@ def _tables(results: dict[str, Any]) -> list[dict[str, Any]]:
 def _plots(results: dict[str, Any], tables: list[dict[str, Any]], logs: Mapping[str, list[_Log]]) -> list[plots.Plot]:
     """All plots there is something for, in the order of the page."""
     made = []
+    wanted = _primary(list(dict.fromkeys(one["metric"] for one in results["comparisons"]))) or PRIMARY
     for place, table in enumerate(tables):
-        metric = _primary(table["metrics"])
-        values = {line["variant"]: line["values"][metric] for line in table["lines"]} if metric else {}
-        if any(values.values()):
+        metric = _primary(table["metrics"], wanted)
+        values = {line["variant"]: line["found"].get(metric, []) for line in table["lines"]}
+        if metric is not None and any(values.values()):
             title = f"{metric} by variant, {table['dataset']}, {table['split']}"
             untuned = values.get("untuned")
             made.append(plots.dots(f"metric-{place}", title, values, metric, fmean(untuned) if untuned else None))
-    for place, split in enumerate(dict.fromkeys(_words(one.get("split")) for one in results["comparisons"])):
-        those = [one for one in results["comparisons"] if _words(one.get("split")) == split]
-        metric = _primary(list(dict.fromkeys(one["metric"] for one in those)))
+    for place, split in enumerate(dict.fromkeys(formats.words(one.get("split")) for one in results["comparisons"])):
+        those = [one for one in results["comparisons"] if formats.words(one.get("split")) == split]
+        metric = _primary([one["metric"] for one in those], wanted)
         found = [one for each in those if each["metric"] == metric and (one := _difference(each)) is not None]
         if found:
             title = f"Paired differences in {metric}, {split}"
             made.append(plots.differences(f"differences-{place}", title, found, f"difference in {metric}"))
     developed = {name for those in logs.values() for log in those for name in log.curves if name.startswith("dev_")}
-    dev = _primary(sorted(developed), prefix="dev_")
+    dev = _primary(sorted(developed), f"dev_{wanted}")
     for name, (title, label, caption) in CURVES.items():
         key = dev if name == "dev" else name
         runs = {variant: [log.curves[key] for log in those if key in log.curves] for variant, those in logs.items()}
@@ -265,84 +260,16 @@ def _plots(results: dict[str, Any], tables: list[dict[str, Any]], logs: Mapping[
 
 
 def _difference(entry: Mapping[str, Any]) -> plots.Difference | None:
-    mean = _number(entry.get("mean_difference"))
+    mean = formats.number(entry.get("mean_difference"))
     if mean is None:
         return None
     ends = entry.get("interval")
-    ends = _values(ends) if isinstance(ends, list) else []
+    ends = formats.values(ends) if isinstance(ends, list) else []
     interval = (ends[0], ends[1]) if len(ends) == 2 else None
     return plots.Difference(
-        entry["variant"], entry["baseline"], mean, interval, _number(entry.get("smallest_detectable"))
+        entry["variant"], entry["baseline"], mean, interval, formats.number(entry.get("smallest_detectable"))
     )
 
 
-def _primary(metrics: list[str], prefix: str = "") -> str | None:
-    wanted = prefix + PRIMARY
+def _primary(metrics: list[str], wanted: str = PRIMARY) -> str | None:
     return wanted if wanted in metrics else next(iter(metrics), None)
-
-
-def _number(value: object) -> float | None:
-    """A finite number, or None for anything else."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
-
-
-def _values(found: Iterable[object]) -> list[float]:
-    return [number for value in found if (number := _number(value)) is not None]
-
-
-def _words(value: object) -> str:
-    """Any value as words for people; what is missing is "not recorded".
-
-    >>> _words({"train": 600, "tau": 5.0}), _words([-1]), _words(None)
-    ('train 600, tau 5.0', '-1', 'not recorded')
-    """
-    if value is None or value in ("", [], {}):
-        return "not recorded"
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_words(one)}" for name, one in value.items())
-    if isinstance(value, list):
-        return ", ".join(_words(one) for one in value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
-
-
-def _metric(value: object) -> str:
-    return "—" if (number := _number(value)) is None else f"{number:.4f}".replace("-", "−")
-
-
-def _signed(value: object) -> str:
-    return "—" if (number := _number(value)) is None else f"{number:+.4f}".replace("-", "−")
-
-
-def _probability(value: object) -> str:
-    return "—" if (number := _number(value)) is None else f"{number:.4f}" if number >= 0.0001 else "< 0.0001"
-
-
-def _count(value: object) -> str:
-    return "—" if (number := _number(value)) is None else f"{number:,.0f}"
-
-
-def _duration(value: object) -> str:
-    """Seconds for people.
-
-    >>> [_duration(seconds) for seconds in (0.25, 61.2, 301.2, 7384)]
-    ['0.2 s', '1 min 1 s', '5 min 1 s', '2 h 3 min']
-    """
-    if (number := _number(value)) is None:
-        return "—"
-    if number < 59.5:
-        return f"{number:.1f} s" if number < 10 else f"{number:.0f} s"
-    minutes, seconds = divmod(round(number), 60)
-    return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
-
-
-def _memory(value: object) -> str:
-    """Bytes for people.
-
-    >>> _memory(100 * 2**20), _memory(1.5 * 2**30)
-    ('100 MiB', '1.50 GiB')
-    """
-    if (number := _number(value)) is None:
-        return "—"
-    return f"{number / 2**20:.0f} MiB" if number < 2**30 else f"{number / 2**30:.2f} GiB"

@@ -187,7 +187,7 @@ class Runner:
         if any(self.folder.iterdir()):
             raise MAWError(f"{self.folder} is not empty and not a benchmark's folder: give another --output")
         (self.folder / "state").mkdir()
-        write_aside(marker, json.dumps(identity, indent=1))
+        write_aside(marker, json.dumps({**identity, "started": _now()}, indent=1))
 
     def finished_states(self) -> list[dict[str, Any]]:
         """What the finished runs found, in the table's order."""
@@ -215,7 +215,8 @@ class Runner:
             "schema": SCHEMA,
             "command": self.command,
             "finished": not self.pending(),
-            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "started": json.loads((self.folder / "benchmark.json").read_text(encoding="utf-8"))["started"],
+            "written": _now(),
             "preset": self.benchmark.preset,
             "dataset": {
                 **self.dataset.report(),
@@ -239,6 +240,10 @@ class Runner:
         write_per_query(self.folder / "per_query.parquet", states)
         write_report(self.folder)
         return results
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _check_writable(folder: Path) -> None:

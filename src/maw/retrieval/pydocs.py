@@ -9,8 +9,8 @@ Nothing is shipped and nothing is imported: files are parsed with `ast`. The rul
    whose docstring stays in the outer function's source.
 3. Query: the docstring's first paragraph, white space collapsed, without leading lines that only repeat a signature
    and without interpreter examples; at least MIN_QUERY_WORDS words that have a letter.
-4. Document: decorators, signature and body without the docstring, dedented; the body must do more than `pass`, `...`
-   or `raise NotImplementedError` and have at least MIN_BODY_CHARACTERS characters.
+4. Document: decorators, signature and body without the docstring, dedented; the body has at least
+   MIN_BODY_CHARACTERS characters, not counting comments, bare constants and `raise NotImplementedError`.
 5. One to one: of several functions with the same query, or the same document, only the first stays. The others leave
    the corpus too, so that no right answer is counted as wrong and none crosses from train to test.
 
@@ -214,7 +214,7 @@ def _end(node: ast.stmt) -> int:
 
 
 def _body_characters(function: Function) -> int:
-    """Return how many characters the statements after the docstring have, 0 where they do nothing."""
+    """Return how many characters the statements after the docstring have, without those that do nothing."""
     body = [node for node in function.body[1:] if not _does_nothing(node)]
     return sum(len(ast.unparse(node)) for node in body)
 
@@ -222,7 +222,7 @@ def _body_characters(function: Function) -> int:
 def _does_nothing(node: ast.stmt) -> bool:
     if isinstance(node, ast.Raise) and node.exc is not None:
         return "NotImplementedError" in ast.unparse(node.exc)
-    return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def _split_modules(sizes: Counter[str]) -> dict[str, str]:

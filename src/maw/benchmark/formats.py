@@ -1,0 +1,80 @@
+"""Values of `results.json` as people read them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+__all__ = ["count", "duration", "memory", "metric", "number", "probability", "signed", "values", "words"]
+
+
+def number(value: object) -> float | None:
+    """A finite number, or None for anything else."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+
+
+def values(found: Iterable[object]) -> list[float]:
+    """The finite numbers among these."""
+    return [got for value in found if (got := number(value)) is not None]
+
+
+def words(value: object) -> str:
+    """Any value as words for people; what is missing is "not recorded".
+
+    >>> words({"train": 600, "tau": 5.0}), words([-1]), words(None)
+    ('train 600, tau 5.0', '-1', 'not recorded')
+    """
+    if value is None or value in ("", [], {}):
+        return "not recorded"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {words(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(words(one) for one in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
+
+
+def metric(value: object) -> str:
+    """A metric, or a dash for what is no finite number; so in all of these."""
+    return "—" if (got := number(value)) is None else f"{got:.4f}".replace("-", "−")
+
+
+def signed(value: object) -> str:
+    """A difference, with its sign."""
+    return "—" if (got := number(value)) is None else f"{got:+.4f}".replace("-", "−")
+
+
+def probability(value: object) -> str:
+    """A p-value: never 0."""
+    return "—" if (got := number(value)) is None else f"{got:.4f}" if got >= 0.0001 else "< 0.0001"
+
+
+def count(value: object) -> str:
+    """A whole number with separators."""
+    return "—" if (got := number(value)) is None else f"{got:,.0f}"
+
+
+def duration(value: object) -> str:
+    """Seconds for people.
+
+    >>> [duration(seconds) for seconds in (0.25, 61.2, 301.2, 7384)]
+    ['0.2 s', '1 min 1 s', '5 min 1 s', '2 h 3 min']
+    """
+    if (got := number(value)) is None:
+        return "—"
+    if got < 59.5:
+        return f"{got:.1f} s" if got < 10 else f"{got:.0f} s"
+    minutes, seconds = divmod(round(got), 60)
+    return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def memory(value: object) -> str:
+    """Bytes for people.
+
+    >>> memory(100 * 2**20), memory(1.5 * 2**30)
+    ('100 MiB', '1.50 GiB')
+    """
+    if (got := number(value)) is None:
+        return "—"
+    return f"{got / 2**20:.0f} MiB" if got < 2**30 else f"{got / 2**30:.2f} GiB"

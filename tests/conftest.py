@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import hypothesis
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+hypothesis.settings.register_profile("maw", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.load_profile("maw")
+
+
+class TensorRecorder(TorchDispatchMode):
+    """The shape of every tensor that an operation returns while this is active, backward included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.shapes.extend(tuple(leaf.shape) for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
+        return result
+
+    @property
+    def largest(self) -> int:
+        return max(torch.Size(shape).numel() for shape in self.shapes)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tensor_recorder() -> Callable[[], TensorRecorder]:
+    return TensorRecorder

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+
+import pytest
+
+MODULES = [
+    "maw",
+    "maw.auxiliary",
+    "maw.config",
+    "maw.entropy",
+    "maw.errors",
+    "maw.functional",
+    "maw.grpo",
+    "maw.module",
+    "maw.reference",
+    "maw.rewards",
+    "maw.selector",
+    "maw.shapes",
+    "maw.views",
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name):
+    failed, _ = doctest.testmod(importlib.import_module(name))
+    assert failed == 0
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "maw"])
+def test_every_public_name_exists_and_is_documented(name):
+    module = importlib.import_module(name)
+    for public in module.__all__:
+        thing = getattr(module, public)
+        if inspect.isfunction(thing) or inspect.isclass(thing):
+            assert thing.__module__ == name, f"{public} belongs to {thing.__module__}"
+            assert thing.__doc__, f"{public} has no docstring"
+
+
+@pytest.mark.parametrize(
+    "name", ["maw.config", "maw.entropy", "maw.functional", "maw.grpo", "maw.module", "maw.rewards", "maw.selector"]
+)
+def test_every_public_function_has_an_example(name):
+    module = importlib.import_module(name)
+    functions = [public for public in module.__all__ if inspect.isfunction(getattr(module, public))]
+    assert [public for public in functions if ">>>" not in getattr(module, public).__doc__] == []
+
+
+def test_lazy_names_are_the_public_ones():
+    import maw
+
+    assert sorted(maw.__all__) == maw.__all__
+    assert set(maw.__all__) <= set(dir(maw))
+    assert maw.reference is importlib.import_module("maw.reference")
+    with pytest.raises(AttributeError, match="no_such_name"):
+        maw.no_such_name  # noqa: B018
