@@ -52,7 +52,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
             execute(module)
             action(module)
 
-        spec.loader.exec_module = execute_then_register  # ty: ignore[invalid-assignment]
+        spec.loader.exec_module = execute_then_register
         return spec
 
 

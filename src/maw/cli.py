@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     command = tyro.cli(
-        Command,  # ty: ignore[invalid-argument-type]
+        Command,
         prog="maw",
         description="Multi-Attention-Weight attention for text encoders: train, benchmark, report.",
         args=given,

@@ -109,10 +109,11 @@ def _(command: TrainCommand, words: Sequence[str]) -> int:
         raise MAWError(f"variant must be among {', '.join(VARIANTS)}, got {command.variant!r}")
     if command.output.exists() and (not command.output.is_dir() or any(command.output.iterdir())):
         raise MAWError(f"{command.output} exists already: give another --output, nothing is overwritten")
-    variant, given = VARIANTS[command.variant], command.training.values()
+    variant = VARIANTS[command.variant]
+    given: dict[str, Any] = {**command.training.values(), "seed": command.seed}
     if variant.tuning == "lora":
         given["learning_rate"] = command.training.lora_learning_rate or LORA_LEARNING_RATE
-    settings = TrainingSettings(**{**given, "seed": command.seed})
+    settings = TrainingSettings(**given)
     dataset = load_dataset(command.dataset)
     console.print(render_report(dataset), highlight=False, markup=False)
     model = load_encoder(command.model, device=choose_device(command.device), max_length=settings.max_length)

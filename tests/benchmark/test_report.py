@@ -6,6 +6,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -261,7 +263,15 @@ def test_sections_come_in_order(usual: Page) -> None:
     verdict = "maw-full against dense-full: no difference shown."
     assert words.index("MAW benchmark: pydocs") < words.index(verdict) < words.index("small preset")
     assert "maw benchmark --variants bm25,untuned," in usual.text["pre"][0]
-    for wanted in ("ab" * 32, "2.11.0", "PSF-2.0", "train 600, dev 100, test 500", "5 min 1 s", "53aa51172d142c89" * 4):
+    for wanted in (
+        "ab" * 32,
+        "2.11.0",
+        "PSF-2.0",
+        "train 600, dev 100, test 500",
+        "5 min 1 s",
+        "3 (0, 1, 2)",
+        "53aa51172d142c89" * 4,
+    ):
         assert wanted in words
 
 
@@ -454,7 +464,17 @@ def test_the_same_folder_gives_the_same_bytes_whatever_the_users_settings(tmp_pa
     with matplotlib.rc_context({"lines.linewidth": 9, "svg.fonttype": "path", "svg.hashsalt": "other"}):
         assert write_report(folder).read_bytes() == first
         assert matplotlib.rcParams["lines.linewidth"] == 9
-    assert "matplotlib.pyplot" not in str(plots.__dict__)
+
+
+def test_no_pyplot_and_nothing_heavy_on_import(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, maw.benchmark.report as report\n"
+        "assert not {'matplotlib', 'jinja2'} & set(sys.modules)\n"
+        "report.write_report(pathlib.Path(sys.argv[1]))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    folder = make_folder(tmp_path / "out", seeds=1, steps=2)
+    subprocess.run([sys.executable, "-W", "error", "-c", code, str(folder)], check=True)
 
 
 def test_a_failing_render_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

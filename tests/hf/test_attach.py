@@ -255,7 +255,7 @@ def test_attaching_twice_and_detaching_nothing_are_errors():
             maw.attach(twice)
 
 
-@pytest.mark.filterwarnings("ignore:_compile flag:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_attention_implementation_maw_cannot_call_is_refused_before_and_after():
     model = build("bert")
     model.config._attn_implementation = "flex_attention"

@@ -18,18 +18,18 @@ def values(found: Iterable[object]) -> list[float]:
     return [got for value in found if (got := number(value)) is not None]
 
 
-def words(value: object) -> str:
-    """Any value as words for people; what is missing is "not recorded".
+def words(value: object, missing: str = "not recorded") -> str:
+    """Any value as words for people; `missing` is for what is not there.
 
-    >>> words({"train": 600, "tau": 5.0}), words([-1]), words(None)
-    ('train 600, tau 5.0', '-1', 'not recorded')
+    >>> words({"train": 600, "tau": None}), words([-1]), words(None)
+    ('train 600, tau none', '-1', 'not recorded')
     """
     if value is None or value in ("", [], {}):
-        return "not recorded"
+        return missing
     if isinstance(value, dict):
-        return ", ".join(f"{name} {words(one)}" for name, one in value.items())
+        return ", ".join(f"{name} {words(one, 'none')}" for name, one in value.items())
     if isinstance(value, list):
-        return ", ".join(words(one) for one in value)
+        return ", ".join(words(one, "none") for one in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)

@@ -98,7 +98,7 @@ def training_settings(benchmark: Benchmark, run: Run) -> TrainingSettings:
     """How to train this run; a MAW variant and its dense twin get the same value."""
     from maw.retrieval.training import TrainingSettings
 
-    values = {**PRESETS[benchmark.preset]["training"], **benchmark.training, "seed": run.seed or 0}
+    values: dict[str, Any] = {**PRESETS[benchmark.preset]["training"], **benchmark.training, "seed": run.seed or 0}
     if run.variant.tuning == "lora":
         values["learning_rate"] = benchmark.lora_learning_rate
     return TrainingSettings(**values)

@@ -40,32 +40,26 @@ SETTINGS: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.titlesize": 9.0,
     "axes.labelsize": 9.0,
-    "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0,
     "text.color": COLOURS["ink"],
-    "axes.titlecolor": COLOURS["ink"],
     "axes.labelcolor": COLOURS["ink"],
     "axes.edgecolor": COLOURS["line"],
     "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.unicode_minus": True,
     "axes.formatter.useoffset": False,
-    "xtick.color": COLOURS["line"],
-    "ytick.color": COLOURS["line"],
-    "xtick.labelcolor": COLOURS["muted"],
-    "ytick.labelcolor": COLOURS["muted"],
     "grid.color": COLOURS["line"],
     "grid.linewidth": 0.5,
     "figure.facecolor": "none",
     "figure.constrained_layout.use": True,
 }
-WIDTH = 5.4  # inches: 389 points, about a phone's width
+_TICKS = {"labelsize": 8.0, "color": COLOURS["line"], "labelcolor": COLOURS["muted"]}
+SETTINGS |= {f"{axis}tick.{name}": value for axis in "xy" for name, value in _TICKS.items()}
+WIDTH = 4.4  # inches: 317 points, so that 9-point letters stay readable on a phone
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot: its name (unique in the page), its title, the SVG, and what it shows in a sentence or two."""
+    """One plot: its name, unique in the page, its title, the SVG, and what it shows in a sentence or two."""
 
     name: str
     title: str
@@ -106,10 +100,10 @@ def dots(name: str, title: str, values: Mapping[str, Sequence[float]], label: st
         for row, (variant, found) in enumerate(values.items()):
             colour = COLOURS[family(variant)]
             shift = [0.0] if len(found) == 1 else [0.5 * k / (len(found) - 1) - 0.25 for k in range(len(found))]
+            axes.plot(found, [row + s for s in shift], "o", color=colour, markersize=5, alpha=0.8, markeredgewidth=0)
             if len(found) > 1:
                 mean = math.fsum(found) / len(found)
-                axes.plot([mean, mean], [row - 0.38, row + 0.38], color=colour, linewidth=2, solid_capstyle="butt")
-            axes.plot(found, [row + s for s in shift], "o", color=colour, markersize=5, alpha=0.8, markeredgewidth=0)
+                axes.plot([mean, mean], [row - 0.38, row + 0.38], color=COLOURS["ink"], linewidth=1.2)
         _rows(axes, list(values))
         axes.set_xlabel(label)
 
@@ -153,12 +147,8 @@ def curves(
 ) -> Plot:
     """Curves over training steps, one panel a variant: its seeds as thin lines, the other variants' means pale behind.
 
-    Args:
-        name: unique in the page.
-        title: of the plot.
-        runs: variant -> one curve a seed; a curve is step -> value.
-        label: of the vertical axis.
-        caption: what the values mean; how to read the panels is added.
+    `runs` has a list of curves for each variant, one a seed; a curve is step -> value. `caption` says what the values
+    mean; how to read the panels is added.
     """
     short = {variant: [_shortened(curve) for curve in found] for variant, found in runs.items()}
     means = {variant: _shortened(_mean(found)) for variant, found in runs.items()}
@@ -178,7 +168,7 @@ def curves(
                 _line(panel, curve, color=COLOURS[family(variant)], linewidth=0.9)
             panel.set_title(variant, loc="left", pad=3)
             panel.grid(visible=True, axis="y")
-            panel.locator_params(nbins=4)
+            panel.locator_params(nbins=4 if columns < 3 else 3)
             if place + columns >= len(short):
                 panel.set_xlabel("step")
                 panel.tick_params(labelbottom=True)
@@ -221,7 +211,7 @@ def strips(name: str, title: str, usage: Mapping[str, Sequence[Sequence[float]]]
             [[2 * limit * k / 60 - limit for k in range(61)]], cmap=shades, vmin=-limit, vmax=limit, aspect="auto"
         )
         key.set_yticks([])
-        key.set_xticks([0, 20, 30, 40, 60], ["1/8 of 1/D, or less", "1/2", "1/D", "2 times", "8 times 1/D, or more"])
+        key.set_xticks([0, 20, 30, 40, 60], ["1/8 or less", "half", "1/D", "double", "8 times or more"])
         key.get_xticklabels()[0].set_horizontalalignment("left")
         key.get_xticklabels()[-1].set_horizontalalignment("right")
 
@@ -247,7 +237,7 @@ def _rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=True, axis="x")
     axes.set_axisbelow(True)
-    axes.locator_params(axis="x", nbins=6)
+    axes.locator_params(axis="x", nbins=5)
 
 
 def _line(axes: Axes, curve: Mapping[float, float], **style: Any) -> None:
@@ -283,6 +273,10 @@ def _svg(name: str, title: str, height: float, draw: Any) -> str:
         from matplotlib.figure import Figure
     except ImportError:
         raise MAWError("the report needs matplotlib: pip install 'maw-attention[retrieval]'") from None
+
+    def rounded(number: re.Match[str]) -> str:
+        return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+
     written = io.StringIO()
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.filterwarnings(
@@ -300,15 +294,9 @@ def _svg(name: str, title: str, height: float, draw: Any) -> str:
     text = re.sub(r"(?<= )xlink:href=", "href=", text)
     text = re.sub(r'id="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"-?\d+\.\d+", _two_decimals, path[0]), text)
+    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"-?\d+\.\d+", rounded, path[0]), text)
     for variable, colour in COLOURS.items():
         text = re.sub(rf"(fill|stroke): {colour}", rf"\1: var(--{variable})", text)
-    box = re.search(r'viewBox="[^"]+"', text)
-    if box is None:
-        raise RuntimeError("matplotlib wrote an SVG without viewBox")
-    head = f'<svg {box[0]} role="img" aria-labelledby="{name}-title">'
+    box = text[text.index("viewBox=") :].split('"')[1]
+    head = f'<svg viewBox="{box}" role="img" aria-labelledby="{name}-title">'
     return f'{head}<title id="{name}-title">{html.escape(title)}</title>{text[text.index(">") + 1 :].strip()}'
-
-
-def _two_decimals(number: re.Match[str]) -> str:
-    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")

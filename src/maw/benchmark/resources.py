@@ -7,7 +7,7 @@ import platform
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ class Cost:
 
 
 @contextmanager
-def measure(device: torch.device, every: float = 0.05) -> Iterator[Cost]:
+def measure(device: torch.device, every: float = 0.05) -> Generator[Cost]:
     """Measure the block; the `Cost` is filled in when it ends.
 
     On a CPU the process's resident memory is sampled, since the system's own peak never falls between variants.

@@ -199,12 +199,13 @@ def insert(host: PreTrainedModel, config: MAWConfig) -> tuple[LayerReport, ...]:
 
 def remove(host: PreTrainedModel) -> None:
     """The inverse of `insert`."""
-    for layer in find_layers(host):
-        if hasattr(layer.attention, "maw"):
-            if not isinstance(layer.attention.maw, DepthAttention):
-                raise MAWError(f"{layer.name}: an adapter wraps MAW: call maw.merge_lora(model) first")
-            layer.attention.config = layer.attention.maw_host_config
-            del layer.attention.maw, layer.attention.maw_host_config
+    carrying = [(name, module) for name, module in host.named_modules() if "maw_host_config" in vars(module)]
+    for name, attention in carrying:
+        if not isinstance(attention.maw, DepthAttention):
+            raise MAWError(f"{name}: an adapter wraps MAW: call maw.merge_lora(model) first")
+    for _, attention in carrying:
+        attention.config = attention.maw_host_config
+        del attention.maw, attention.maw_host_config
     host.__dict__.pop("save_pretrained", None)
 
 

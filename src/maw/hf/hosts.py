@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class AttentionLayer(NamedTuple):
 
     index: int
     name: str
-    attention: nn.Module
+    attention: Any  # each family has a class of its own
     query: nn.Linear
     key: nn.Linear
 

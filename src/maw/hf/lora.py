@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel
 
-__all__ = ["lora_config", "merge_lora", "restore_adapter"]
+__all__ = ["lora_config", "merge_lora", "restore_adapter", "wake_adapter"]
 
 
 def lora_config(model: nn.Module, **changes: Any) -> LoraConfig:
@@ -86,3 +86,10 @@ def restore_adapter(model: PreTrainedModel, settings: dict[str, Any]) -> None:
     model.add_adapter(PeftConfig.from_peft_type(**settings))
     # Transformers would otherwise look for adapter files while it loads this model's own weights.
     model._hf_peft_config_loaded = False
+
+
+def wake_adapter(model: PreTrainedModel) -> None:
+    """After loading: the adapter is active, and it and MAW alone are trainable, as when they were saved."""
+    model._hf_peft_config_loaded = True
+    model.requires_grad_(False)
+    model.set_adapter(next(iter(model.peft_config)))

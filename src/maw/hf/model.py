@@ -34,7 +34,7 @@ class MAWModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = ("maw",)
+    _keep_in_fp32_modules_strict: set[str] | list[str] | None = ["maw"]  # noqa: RUF012 (as Transformers declares it)
 
     def __init__(self, config: MAWModelConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -75,7 +75,7 @@ class MAWModel(PreTrainedModel):
         """Set the host's token embeddings."""
         self.backbone.set_input_embeddings(value)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save everything into one folder: host, MAW and, where there is one, the adapter."""
         adapters = getattr(self, "peft_config", {})
         if len(adapters) > 1:
@@ -83,7 +83,7 @@ class MAWModel(PreTrainedModel):
         self.config.adapter = next((_plain(adapter) for adapter in adapters.values()), None)
         loaded, self._hf_peft_config_loaded = getattr(self, "_hf_peft_config_loaded", False), False
         try:
-            super().save_pretrained(save_directory, **kwargs)
+            super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self._hf_peft_config_loaded = loaded
 
@@ -95,9 +95,12 @@ class MAWModel(PreTrainedModel):
             MAWError: keys of MAW or of its adapter are missing in the folder, or are there and fit nowhere.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if model.config.adapter is not None:
-            model._hf_peft_config_loaded = True
+            from maw.hf.lora import wake_adapter
+
+            wake_adapter(model)
         folder = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         for what, keys in (("missing in", info["missing_keys"]), ("found and unused in", info["unexpected_keys"])):
             strange = sorted(key for key in keys if ".maw." in key or "lora_" in key)
