@@ -11,6 +11,9 @@ from torch.utils._pytree import tree_leaves
 hypothesis.settings.register_profile("maw", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("maw")
 
+# The tensors here are tiny: a second thread costs more than it gives, and very much more on a busy machine.
+torch.set_num_threads(1)
+
 
 class TensorRecorder(TorchDispatchMode):
     """The shape of every tensor that an operation returns while this is active, backward included."""

@@ -132,22 +132,25 @@ def test_query_transform_is_formed_in_float32(dtype):
 def test_low_precision_error_is_at_most_twice_the_references(dtype, depth, masked):
     shared = {"mask": draw_mask(keys=13) if masked else None, "scale": host_scale(depth)}
     names = ("query", "key", "value", "query_views", "key_views", "depth_weight")
-    probe = torch.randn(2, HEADS, 11, CHANNELS, generator=torch.Generator().manual_seed(1))
+    probe = torch.randn(2, HEADS, 11, CHANNELS, dtype=torch.float64)
 
     def run(module, arguments):
         tensors = {name: arguments[name].detach().clone().requires_grad_() for name in names}
         output = module.depth_attention(**tensors, constant=arguments["constant"], **shared)
+        assert output.dtype == arguments["query"].dtype
         gradients = torch.autograd.grad((output * probe.to(output.dtype)).sum(), list(tensors.values()))
-        assert output.dtype == tensors["query"].dtype
         return [tensor.double() for tensor in (output.detach(), *gradients)]
 
-    low = draw(depth, queries=11, keys=13, dtype=dtype)
-    exact = run(reference, {name: tensor.double() for name, tensor in low.items()})
-    plain, fast = run(reference, low), run(functional, low)
-    for name, truth, theirs, ours in zip(("output", *names), exact, plain, fast, strict=True):
-        allowed = 2 * (theirs - truth).abs().max()
-        error = (ours - truth).abs().max()
-        assert error <= allowed, f"{name}: {error:.2e}, twice the reference's is {allowed:.2e}"
+    # Root mean square over several draws: the largest error of a single draw is one softmax row's accident.
+    squares = {name: torch.zeros(2, dtype=torch.float64) for name in ("output", *names)}
+    for seed in range(5):
+        low = draw(depth, queries=11, keys=13, dtype=dtype, seed=seed)
+        exact = run(reference, {name: tensor.double() for name, tensor in low.items()})
+        plain, fast = run(reference, low), run(functional, low)
+        for name, truth, theirs, ours in zip(squares, exact, plain, fast, strict=True):
+            squares[name] += torch.stack([(theirs - truth).square().mean(), (ours - truth).square().mean()])
+    for name, (theirs, ours) in squares.items():
+        assert ours.sqrt() <= 2 * theirs.sqrt(), f"{name}: {float((ours / theirs).sqrt()):.2f} times the reference's"
 
 
 def test_nothing_holds_queries_keys_and_depths_at_once(tensor_recorder):
@@ -156,9 +159,7 @@ def test_nothing_holds_queries_keys_and_depths_at_once(tensor_recorder):
     shared = {"mask": draw_mask(keys=31), "scale": 1.0}
 
     def record(module):
-        arguments = {
-            name: tensor.requires_grad_() for name, tensor in draw(**sizes, heads=3, channels=5).items()
-        }
+        arguments = {name: tensor.requires_grad_() for name, tensor in draw(**sizes, heads=3, channels=5).items()}
         with tensor_recorder() as recorder:
             module.depth_attention(**arguments, **shared).square().sum().backward()
         return recorder

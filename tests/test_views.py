@@ -147,7 +147,7 @@ def test_kinds_are_reported():
 
 
 @pytest.mark.parametrize("side", [0, 1])
-@pytest.mark.parametrize("damage", ["scaled", "duplicate", "zero", "nan"])
+@pytest.mark.parametrize("damage", ["scaled", "duplicate", "zero"])
 def test_ill_conditioned_projections_are_an_error(side, damage):
     weights = [weight.clone() for weight in projections()]
     if damage == "scaled":
@@ -155,8 +155,16 @@ def test_ill_conditioned_projections_are_an_error(side, damage):
     elif damage == "duplicate":
         weights[side][1, 2] = weights[side][1, 3]
     else:
-        weights[side][1, 2] = 0.0 if damage == "zero" else float("nan")
-    with pytest.raises(MAWError, match=r"condition number.*1e\+?0?4.*frame"):
+        weights[side][1, 2] = 0.0
+    with pytest.raises(MAWError, match=r"condition number at most 10000, got .*frame"):
+        spectral_views(*weights, 5, scaling=SCALING)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_projections_that_are_not_finite_are_an_error(side):
+    weights = [weight.clone() for weight in projections()]
+    weights[side][1, 2, 3] = float("nan")
+    with pytest.raises(MAWError, match=r"finite|condition number"):
         spectral_views(*weights, 5, scaling=SCALING)
 
 
@@ -170,7 +178,7 @@ def test_condition_just_below_the_limit_still_starts_exactly():
 
 def test_heads_wider_than_the_model_are_an_error():
     weights = projections(width=CHANNELS - 1)
-    with pytest.raises(MAWError, match="M=6, C=7.*frame"):
+    with pytest.raises(MAWError, match=r"M=6, C=7.*frame"):
         spectral_views(*weights, 5, scaling=SCALING)
 
 

@@ -279,17 +279,15 @@ def _svg(name: str, title: str, height: float, draw: Any) -> str:
 
     written = io.StringIO()
     with warnings.catch_warnings(), matplotlib.rc_context():
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from", category=UserWarning
-        )  # the reader's font may
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the reader's font may have it
         matplotlib.rcdefaults()  # a person's own settings do not reach the report
         with matplotlib.rc_context(SETTINGS):
             figure = Figure(figsize=(WIDTH, height))
             draw(figure)
-            FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None})
+            FigureCanvasSVG(figure).print_svg(written)
     text = written.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)  # the date among it
     text = re.sub(r"<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)  # it would apply to the whole page
     text = re.sub(r"(?<= )xlink:href=", "href=", text)
     text = re.sub(r'id="([^"]+)"', rf'id="{name}-\1"', text)

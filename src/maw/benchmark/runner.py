@@ -75,12 +75,21 @@ class Runner:
             if run.variant.kind == "tuned":
                 training_settings(benchmark, run)
         self.encoder = self._encoder()
+        self._try_maw()
         self.fingerprint = fingerprint(self.encoder)
         self._claim_folder()
 
     def _encoder(self) -> SentenceTransformer:
         settings = training_settings(self.benchmark, self.runs[0])
         return load_encoder(self.benchmark.model, device=self.device, max_length=settings.max_length)
+
+    def _try_maw(self) -> None:
+        """Attach and detach each MAW that will be trained, so that what does not fit is known before the first run."""
+        from maw.hf.attach import attach, detach
+
+        for config in {run.variant.maw_config(self.benchmark.maw) for run in self.runs} - {None}:
+            attach(self.encoder, config)
+            detach(self.encoder)
 
     def pending(self) -> list[Run]:
         """The runs that are not finished yet."""

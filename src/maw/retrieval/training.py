@@ -6,7 +6,6 @@ gradient of their GRPO loss themselves (`maw.auxiliary`); `AuxiliaryLoss` sees t
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -198,6 +197,8 @@ def train(
             "lower --batch-size"
         )
     model.max_seq_length = settings.max_length
+    if settings.gradient_checkpointing:
+        _checkpoint_layers(model)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = get_last_checkpoint(str(folder))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
@@ -258,7 +259,6 @@ def _arguments(
         batch_sampler=BatchSamplers.NO_DUPLICATES,
         bf16=on_gpu and torch.cuda.is_bf16_supported(),
         use_cpu=model.device.type == "cpu",
-        **_checkpointing(settings.gradient_checkpointing),
         seed=settings.seed,
         data_seed=settings.seed,
         logging_steps=max(1, steps // 50),
@@ -275,13 +275,11 @@ def _arguments(
     )
 
 
-def _checkpointing(wanted: bool) -> dict[str, Any]:
-    """Gradient checkpointing under the name that this version of Transformers gives it."""
-    if not wanted:
-        return {}
-    fields = {field.name for field in dataclasses.fields(SentenceTransformerTrainingArguments)}
-    name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
-    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+def _checkpoint_layers(model: SentenceTransformer) -> None:
+    """Switch gradient checkpointing on, under the name that this version of Transformers gives it."""
+    encoder: Any = model[0].model
+    enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -1,0 +1,219 @@
+"""The benchmark as typed: a whole run on a toy, resumed, refused, and its folder."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from maw.benchmark.plan import Benchmark, planned_runs
+from maw.benchmark.runner import Runner
+from maw.cli import main
+from maw.errors import MAWError
+
+SMALL = ["--batch-size", "5", "--epochs", "1", "--max-length", "16", "--device", "cpu", "--maw-depth-dim", "8"]
+
+
+def arguments(tiny_model, toy_data, output, *more):
+    given = ["benchmark", "--dataset", f"beir:{toy_data}", "--model", str(tiny_model), "--output", str(output)]
+    return [*given, *SMALL, *more]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model, toy_data, tmp_path_factory):
+    output = tmp_path_factory.mktemp("results") / "toy"
+    names = "bm25,untuned,dense-lora,dense-full,maw-lora,maw-full,literal"
+    assert main(arguments(tiny_model, toy_data, output, "--variants", names, "--seeds", "2")) == 0
+    return output
+
+
+def test_the_output_folder_is_whole(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert results["schema"] == 1
+    assert results["finished"]
+    variants = [(row["variant"], row["seed"]) for row in results["rows"]]
+    assert len(variants) == len(set(variants)) == 2 + 2 * 5
+    for row in results["rows"]:
+        assert set(row["metrics"]) == {"nDCG@10", "MRR@10", "R@100", "R@1000", "AP"}
+        assert row["split"] == "test"
+        assert row["peak_bytes"] > 0
+        assert row["seconds"] > 0
+    by_name = {row["variant"]: row for row in results["rows"]}
+    assert by_name["maw-full"]["total_parameters"] > by_name["dense-full"]["total_parameters"]
+    assert by_name["bm25"]["metrics"]["nDCG@10"] == 1
+    assert {(one["variant"], one["baseline"]) for one in results["comparisons"]} == {
+        ("maw-lora", "dense-lora"),
+        ("maw-full", "dense-full"),
+        ("literal", "dense-full"),
+    }
+    for one in results["comparisons"]:
+        assert one["queries"] == 6
+        assert one["seeds"] == 2
+        assert one["p_value_corrected"] >= one["p_value"]
+        assert one["verdict"] in ("better", "worse", "no difference shown")
+    assert "maw-full" in results["verdict"]
+    assert results["data"]
+    assert results["environment"]["torch"]
+    names = {file.name for file in (finished / "runs").iterdir()}
+    assert {"bm25-test.trec", "maw-full-seed1-test.trec"} <= names
+    assert len((finished / "runs" / "maw-full-seed0-test.trec").read_text().splitlines()) == 6 * 20
+    table = pq.read_table(finished / "per_query.parquet")
+    assert table.num_rows == 12 * 6
+    assert set(table.column_names) == {"variant", "seed", "split", "query_id", *results["rows"][0]["metrics"]}
+    assert "maw-full" in (finished / "report.html").read_text()
+
+
+def test_saved_models_load_and_carry_a_card(finished):
+    for name in ("maw-full-seed0", "maw-lora-seed1", "dense-lora-seed0"):
+        folder = finished / "models" / name
+        vector = SentenceTransformer(str(folder), device="cpu").encode("a river")
+        assert vector.shape == (48,)
+        card = (folder / "README.md").read_text()
+        assert "nDCG@10" in card
+        assert ("auxiliary_weight" in card) == name.startswith("maw")
+    assert not list((finished / "training").rglob("checkpoint-*"))
+
+
+def test_a_saved_model_ranks_as_its_run_file_says(finished, toy_data, tmp_path):
+    run = tmp_path / "again.trec"
+    folder = finished / "models" / "maw-lora-seed1"
+    assert main(["evaluate", str(folder), "--dataset", f"beir:{toy_data}", "--device", "cpu", "--run", str(run)]) == 0
+    again = [line.split()[:4] for line in run.read_text().splitlines()]
+    assert again == [
+        line.split()[:4] for line in (finished / "runs" / "maw-lora-seed1-test.trec").read_text().splitlines()
+    ]
+
+
+def test_the_same_command_does_nothing_twice_and_goes_on_where_a_run_is_missing(finished, tiny_model, toy_data, capsys):
+    state = finished / "state" / "maw-full-seed0.json"
+    before = json.loads(state.read_text())
+    other = (finished / "state" / "dense-full-seed0.json").stat().st_mtime_ns
+    state.unlink()
+    assert (
+        main(arguments(tiny_model, toy_data, finished, "--variants", "maw-full,bm25,maw-lora,literal", "--seeds", "2"))
+        == 0
+    )
+    assert "to do on cpu: maw-full-seed0\n" in capsys.readouterr().out
+    after = json.loads(state.read_text())
+    assert after["per_query"] == before["per_query"], "the same seed gives the same model"
+    assert (finished / "state" / "dense-full-seed0.json").stat().st_mtime_ns == other
+
+
+def test_a_folder_of_another_benchmark_is_refused(finished, tiny_model, toy_data, capsys):
+    assert main(arguments(tiny_model, toy_data, finished, "--learning-rate", "1e-3")) == 2
+    assert "holds a benchmark with other training" in capsys.readouterr().err
+    assert (finished / "results.json").is_file()
+
+
+def test_dry_run_shows_the_plan_and_trains_nothing(tiny_model, toy_data, tmp_path, capsys):
+    assert main(arguments(tiny_model, toy_data, tmp_path / "dry", "--dry-run", "--variants", "maw-full")) == 0
+    out = capsys.readouterr().out
+    assert "untuned, dense-full-seed0, maw-full-seed0" in out.replace("\n", " ")
+    assert "estimated time" in out
+    assert not (tmp_path / "dry" / "models").exists()
+
+
+def test_a_killed_benchmark_keeps_what_was_finished(tiny_model, toy_data, tmp_path, monkeypatch, capsys):
+    from maw.benchmark import tuning
+
+    def killed(*given, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "train", killed)
+        assert main(arguments(tiny_model, toy_data, tmp_path / "k", "--variants", "dense-full")) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    results = json.loads((tmp_path / "k" / "results.json").read_text())
+    assert not results["finished"]
+    assert [row["variant"] for row in results["rows"]] == ["untuned"]
+    assert main(arguments(tiny_model, toy_data, tmp_path / "k", "--variants", "dense-full")) == 0
+    assert json.loads((tmp_path / "k" / "results.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--variants", "maw-huge"], "variants must be among bm25"),
+        (["--dataset", "wikipedia"], "got 'wikipedia'"),
+        (["--dataset", "beir:/no/such/folder"], "/no/such/folder"),
+        (["--maw-layer-indices", "7"], "2 layers, -2 to 1 are possible, got 7"),
+        (["--maw-layer-indices", "last"], "integers with commas, or all"),
+        (["--maw-num-heads", "8"], "num_heads is 8 but the encoder has 12 heads"),
+        (["--maw-settings", '{"tau": 0}'], "tau must be a finite number above 0"),
+        (["--maw-settings", "tau"], "must be a JSON object"),
+        (["--model", "/no/such/model"], "neither a model folder"),
+        (["--max-length", "5000"], "takes at most 512 tokens"),
+        (["--seeds", "0"], "seeds must be at least 1"),
+        (["--batch-size", "11"], "10 training pairs, fewer than one batch of 11"),
+        (["--device", "tpu"], "device must be auto, cpu, cuda or mps"),
+    ],
+)
+def test_bad_input_is_a_message_and_status_2(tiny_model, toy_data, tmp_path, capsys, more, words):
+    given = arguments(tiny_model, toy_data, tmp_path / "out", "--variants", "maw-full")
+    names = {name for name in more if name.startswith("--")}
+    kept = [x for i, x in enumerate(given) if x not in names and (i == 0 or given[i - 1] not in names)]
+    assert main([*kept, *more]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_or_is_not_ours(tiny_model, toy_data, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main(arguments(tiny_model, toy_data, tmp_path / "file" / "results")) == 2
+    assert "cannot write to the output folder" in capsys.readouterr().err
+    assert main(arguments(tiny_model, toy_data, tmp_path)) == 2
+    assert "not empty and not a benchmark's folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_model_folder_without_weights(tmp_path, toy_data, tiny_model, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(arguments(tmp_path / "empty", toy_data, tmp_path / "out")) == 2
+    assert "holds no weights" in capsys.readouterr().err
+
+
+def test_a_run_always_brings_its_twin_and_the_untuned_row():
+    runs = planned_runs(Benchmark(variants=("maw-lora",), seeds=2))
+    assert [run.name for run in runs] == [
+        "untuned",
+        "dense-lora-seed0",
+        "maw-lora-seed0",
+        "dense-lora-seed1",
+        "maw-lora-seed1",
+    ]
+    with pytest.raises(MAWError, match="preset"):
+        Benchmark(preset="medium")
+
+
+def test_rows_below_the_untuned_row_are_marked():
+    from maw.benchmark.results import mark_below_untuned
+
+    def row(variant, value):
+        return {"variant": variant, "split": "test", "metrics": {"nDCG@10": value}}
+
+    marked = mark_below_untuned(
+        [row("bm25", 0.1), row("untuned", 0.5), row("literal", 0.4), row("maw-full", 0.5)], "nDCG@10"
+    )
+    assert [one["below_untuned"] for one in marked] == [False, False, True, False]
+
+
+def test_train_saves_a_model_that_loads_and_overwrites_nothing(tiny_model, toy_data, tmp_path, capsys):
+    output = tmp_path / "model"
+    given = ["train", "--variant", "maw-lora", "--dataset", f"beir:{toy_data}", "--model", str(tiny_model)]
+    given += ["--output", str(output), *SMALL]
+    assert main(given) == 0
+    assert SentenceTransformer(str(output), device="cpu").encode("a river").shape == (48,)
+    assert main(given) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+    assert main([*given[:2], "bm25", *given[3 : -len(SMALL) - 1], str(tmp_path / "other"), *SMALL]) == 2
+    assert "bm25 is not trained" in capsys.readouterr().err
+
+
+def test_the_runner_needs_no_terminal(tiny_model, toy_data, tmp_path):
+    benchmark = Benchmark(
+        dataset=f"beir:{toy_data}", model=str(tiny_model), variants=("bm25",), preset="full", output=tmp_path / "api"
+    )
+    results = Runner(benchmark).go()
+    assert [row["variant"] for row in results["rows"]] == ["bm25", "untuned"]
+    assert results["verdict"].startswith("No MAW variant")

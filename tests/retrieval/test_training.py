@@ -1,0 +1,234 @@
+"""Training on the real encoder and real text: what is trained, logged, resumed, and stopped."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from transformers import BertModel
+
+import maw
+from maw.hf.attach import maw_layers
+from maw.retrieval.datasets import RetrievalDataset
+from maw.retrieval.models import choose_device, load_encoder
+from maw.retrieval.training import AuxiliaryLoss, DevEvaluator, TrainingSettings, count_parameters, train
+
+WORDS = ("river", "engine", "violin", "glacier", "parliament", "enzyme", "harbour", "theorem", "orchard", "satellite")
+SETTINGS = TrainingSettings(epochs=2, batch_size=4, max_length=16, dev_documents=5, learning_rate=1e-4)
+
+
+def toy() -> RetrievalDataset:
+    """Ten true sentences about ten words; small enough to train on in seconds."""
+    documents = {f"d{i}": f"This passage explains what a {word} is." for i, word in enumerate(WORDS)}
+    queries = {f"q{i}": f"meaning of {word}" for i, word in enumerate(WORDS)}
+    pairs = [(f"q{i}", {f"d{i}": 1}) for i in range(len(WORDS))]
+    return RetrievalDataset.from_parts(
+        "toy", documents, queries, {"train": dict(pairs[:8]), "dev": dict(pairs[8:9]), "test": dict(pairs[9:])}
+    )
+
+
+def encoder(config: maw.MAWConfig | None = None, *, packaged: bool = False):
+    """The packaged encoder, or a random one of its kind that is small enough to train and save in a second."""
+    model = load_encoder("packaged", device=choose_device("cpu"), max_length=16)
+    if not packaged:
+        torch.manual_seed(0)
+        small = model[0].model.config
+        small.num_hidden_layers, small.hidden_size, small.intermediate_size, small.initializer_range = 2, 48, 64, 0.2
+        model[0].model = BertModel(small)
+        model.eval()
+    if config is not None:
+        maw.attach(model, config)
+    return model
+
+
+def features(model, texts):
+    return dict(model.tokenizer(texts, padding=True, return_tensors="pt"))
+
+
+def columns(model):
+    data = toy()
+    return [features(model, list(data.queries.values())[:4]), features(model, list(data.documents.values())[:4])]
+
+
+def policy_gradients(model):
+    return [p.grad for layer in maw_layers(model) for p in layer.selector.policy_network.parameters()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    model = encoder(maw.MAWConfig(depth=8, group_size=4), packaged=True)
+    start = copy.deepcopy(model.state_dict())
+    outcome = train(model, toy(), folder, SETTINGS)
+    return model, start, folder, outcome
+
+
+def test_everything_is_trained_and_the_best_checkpoint_stays(trained):
+    model, start, folder, outcome = trained
+    assert outcome["steps"] == 4
+    assert outcome["pairs"] == 8
+    assert not outcome["resumed"]
+    assert 0 <= outcome["dev_nDCG@10"] <= 1
+    now = model.state_dict()
+    for part in ("maw.query_views", "maw.selector.policy_network.2.weight", "maw.selector.value_network.0.weight"):
+        name = next(name for name in now if name.endswith(part))
+        assert not torch.equal(now[name], start[name]), part
+    assert not model.training
+    assert list(folder.glob("checkpoint-*"))
+
+
+def test_the_log_holds_what_the_selectors_did(trained):
+    lines = [json.loads(line) for line in (trained[2] / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    for line in steps:
+        assert -1 <= line["reward"] <= 0
+        assert 0 < line["policy_entropy"] <= 1.000001
+        assert 0 <= line["zero_spread"] <= 1
+        assert len(line["depth_usage"]) == 8
+        assert sum(line["depth_usage"]) == pytest.approx(1, abs=1e-4)
+    assert [line["step"] for line in lines if "dev_nDCG@10" in line] == [2, 4]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained[2] / "tensorboard"))
+    events.Reload()
+    names = {"train/loss", "train/reward", "train/policy_entropy", "train/zero_spread", "train/depths_alive"}
+    assert names <= set(events.Tags()["scalars"])
+
+
+def test_maw_has_its_own_learning_rate(trained):
+    from maw.retrieval.training import _arguments
+
+    arguments = _arguments(trained[0], trained[2], SETTINGS, 8, has_dev=True, show_progress=False)
+    assert arguments.learning_rate_mapping == {r"\.maw\.": 1e-3}
+    assert not arguments.bf16, "there is no GPU here" if not torch.cuda.is_available() else ""
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.003])
+def test_the_policy_moves_through_the_grpo_loss_alone(weight):
+    """With the task loss switched off only the auxiliary loss is left; without it nothing moves."""
+    model = encoder(maw.MAWConfig(depth=8, auxiliary_weight=weight)).train()
+
+    class Nothing(MultipleNegativesRankingLoss):
+        def forward(self, *arguments):
+            return 0.0 * super().forward(*arguments)
+
+    torch.manual_seed(0)
+    AuxiliaryLoss(Nothing(model), model).train()(columns(model), None).backward()
+    largest = max(float(gradient.abs().max()) for gradient in policy_gradients(model))
+    assert (largest > 0) == (weight > 0)
+
+
+def test_auxiliary_gradients_do_not_depend_on_loss_scaling_or_on_how_texts_are_split():
+    config = maw.MAWConfig(depth=8, estimator="exact", auxiliary_weight=1.0)
+
+    def gradients(scale: float, parts: int):
+        model = encoder(config).train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+
+        class Split(MultipleNegativesRankingLoss):
+            def forward(self, features, labels=None):
+                vectors = []
+                for column in features:
+                    rows = [{k: v.chunk(parts)[i] for k, v in column.items()} for i in range(parts)]
+                    vectors.append(torch.cat([self.model(row)["sentence_embedding"] for row in rows]))
+                return 0.0 * self.compute_loss_from_embeddings(vectors, labels)
+
+        torch.manual_seed(0)
+        (scale * AuxiliaryLoss(Split(model), model).train()(columns(model), None)).backward()
+        return [gradient / scale for gradient in policy_gradients(model)]
+
+    once = gradients(1.0, 1)
+    assert max(float(gradient.abs().max()) for gradient in once) > 0
+    for other in (gradients(1024.0, 1), gradients(0.25, 1), gradients(1.0, 2), gradients(8.0, 4)):
+        for mine, theirs in zip(other, once, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
+
+
+def test_samples_can_serve_several_updates():
+    model = encoder(maw.MAWConfig(depth=8, updates=2, auxiliary_weight=10.0)).train()
+    loss = AuxiliaryLoss(MultipleNegativesRankingLoss(model), model).train()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    layer = maw_layers(model)[0]
+    loss(columns(model), None).backward()
+    optimiser.step()
+    layer.collect()
+    assert len(layer.rollouts) == 2, "one for each column"
+    optimiser.zero_grad()
+    loss(columns(model), None).backward()
+    assert len(layer.rollouts) == 2, "the old ones are used up"
+    assert float(layer.collect()["clip_share"]) > 0, "the policy has moved since the samples were drawn"
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
+    model = encoder()
+    next(model.parameters()).data.fill_(float("nan"))
+    with pytest.raises(maw.MAWError, match="loss is nan at step 1"):
+        train(model, toy(), tmp_path, SETTINGS)
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(trained, tmp_path, monkeypatch):
+    """Stopped after the first epoch and started again, it ends with the same weights."""
+    from maw.retrieval import training
+
+    calls = []
+
+    def stop_after_the_first(self, *arguments, **options):
+        calls.append(self)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return {"dev_nDCG@10": 0.5}
+
+    config = maw.MAWConfig(depth=8, group_size=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.DevEvaluator, "__call__", stop_after_the_first)
+        with pytest.raises(KeyboardInterrupt):
+            train(encoder(config), toy(), tmp_path, SETTINGS)
+    model = encoder(config)
+    outcome = train(model, toy(), tmp_path, SETTINGS)
+    assert outcome["resumed"]
+    assert outcome["steps"] == 4
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {1, 2, 3, 4} <= {line["step"] for line in log if "loss" in line}
+
+
+def test_lora_trains_the_adapter_and_maw_only(tmp_path):
+    model = encoder(maw.MAWConfig(depth=8))
+    model.add_adapter(maw.lora_config(model))
+    counts = count_parameters(model)
+    own = sum(p.numel() for layer in maw_layers(model) for p in layer.parameters())
+    rank_pairs = 2 * 3 * 2 * 16 * 48
+    assert counts["trainable_parameters"] == own + rank_pairs
+    start = copy.deepcopy(model.state_dict())
+    train(model, toy(), tmp_path, SETTINGS)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, start[name])}
+    assert changed
+    assert all("lora_" in name or ".maw.modules_to_save." in name for name in changed)
+    assert any("policy_network" in name for name in changed)
+
+
+def test_too_few_pairs_for_a_batch_and_bad_settings_are_errors(tmp_path):
+    with pytest.raises(maw.MAWError, match="8 training pairs, fewer than one batch of 9"):
+        train(encoder(), toy(), tmp_path, TrainingSettings(batch_size=9))
+    for bad in ({"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}):
+        with pytest.raises(maw.MAWError, match=next(iter(bad))):
+            TrainingSettings(**bad)
+
+
+def test_the_dev_evaluator_keeps_every_relevant_document():
+    evaluator = DevEvaluator(toy(), SETTINGS)
+    assert "d8" in evaluator.documents
+    assert len(evaluator.documents) == 5
+    assert set(evaluator(encoder())) == {"dev_nDCG@10"}
+
+
+def test_gradient_checkpointing_trains_the_policy_too(tmp_path):
+    model = encoder(maw.MAWConfig(depth=8))
+    train(model, toy(), tmp_path, TrainingSettings(epochs=1, batch_size=4, max_length=16, gradient_checkpointing=True))
+    weight = maw_layers(model)[0].selector.policy_network[-1].weight
+    assert float(weight.detach().abs().max()) > 0

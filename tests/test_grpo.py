@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maw import grpo
+
+DEPTH = 7
+
+
+def draw(batch=3, depth=DEPTH, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(batch, depth, generator=generator, dtype=torch.float64)
+    return logits, torch.randn(batch, depth, generator=generator, dtype=torch.float64)
+
+
+def rows(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# Samples
+
+
+def test_samples_follow_the_policy_and_repeat_with_the_seed():
+    logits, _ = draw()
+    torch.manual_seed(1)
+    index = grpo.sample_group(logits, 20_000)
+    assert index.shape == (3, 20_000)
+    for b in range(3):
+        counts = index[b].bincount(minlength=DEPTH).numpy()
+        assert scipy.stats.chisquare(counts, logits[b].softmax(dim=-1).numpy() * 20_000).pvalue > 1e-3
+    torch.manual_seed(1)
+    assert torch.equal(grpo.sample_group(logits, 20_000), index)
+
+
+def test_a_group_may_be_larger_than_the_number_of_depths():
+    assert grpo.sample_group(torch.zeros(2, 3), 17).shape == (2, 17)
+
+
+def test_log_probability():
+    logits, _ = draw()
+    index = torch.tensor([[0, 6], [3, 3], [5, 1]])
+    expected = [[math.log(float(logits[b].softmax(dim=-1)[d])) for d in index[b]] for b in range(3)]
+    torch.testing.assert_close(grpo.log_probability(logits, index), rows(*expected), rtol=0, atol=1e-14)
+
+
+# Advantages
+
+
+def test_advantages_by_hand():
+    rewards = rows([1.0, 2.0, 6.0])  # mean 3, deviations -2 -1 3, sample variance (4 + 1 + 9) / 2 = 7
+    torch.testing.assert_close(grpo.group_advantages(rewards, "none"), rows([-2.0, -1.0, 3.0]))
+    # 1 - (2 + 6) / 2, 2 - (1 + 6) / 2, 6 - (1 + 2) / 2
+    torch.testing.assert_close(grpo.group_advantages(rewards, "leave-one-out"), rows([-3.0, -1.5, 4.5]))
+    deviation = math.sqrt(7.0)
+    expected = rows([-2 / deviation, -1 / deviation, 3 / deviation])
+    torch.testing.assert_close(grpo.group_advantages(rewards, "std"), expected, rtol=1e-5, atol=0)
+
+
+def test_each_text_is_its_own_group():
+    rewards = rows([1.0, 2.0, 6.0], [100.0, 101.0, 105.0])
+    for scaling in ("none", "leave-one-out", "std"):
+        advantage = grpo.group_advantages(rewards, scaling)
+        torch.testing.assert_close(advantage[0], advantage[1])
+
+
+@pytest.mark.parametrize("scaling", ["std", "none", "leave-one-out"])
+def test_a_group_of_one_has_the_value_as_its_baseline(scaling):
+    value = rows(*[[2.0, -1.0]])[0].requires_grad_()
+    advantage = grpo.group_advantages(rows([5.0], [3.0]), scaling, value)
+    assert advantage.tolist() == [[3.0], [4.0]]
+    assert not advantage.requires_grad
+    with pytest.raises(ValueError, match="group of one"):
+        grpo.group_advantages(rows([5.0]), scaling)
+
+
+def test_value_is_no_baseline_for_larger_groups():
+    rewards = rows([1.0, 2.0, 6.0])
+    for scaling in ("none", "leave-one-out", "std"):
+        with_value = grpo.group_advantages(rewards, scaling, torch.full((1,), 99.0).double())
+        assert torch.equal(with_value, grpo.group_advantages(rewards, scaling))
+
+
+@pytest.mark.parametrize("scaling", ["std", "none", "leave-one-out"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zero_spread_gives_no_advantage(scaling, dtype):
+    rewards = torch.full((2, 7), 0.1, dtype=dtype)
+    rewards[1, 3] = 0.3
+    assert grpo.zero_spread(rewards).tolist() == [True, False]
+    advantage = grpo.group_advantages(rewards, scaling)
+    assert advantage[0].abs().max() < 1e-7
+    if scaling == "std":
+        assert (advantage[0] == 0).all()
+        assert advantage[1].abs().max() > 1
+
+
+def test_spread_below_rounding_is_not_blown_up():
+    rewards = torch.tensor([[0.5, 0.5 + 6e-8, 0.5]])
+    assert (grpo.group_advantages(rewards, "std") == 0).all()
+
+
+@given(st.lists(st.floats(-1, 0), min_size=2, max_size=9))
+def test_advantages_are_centred_and_bounded(rewards):
+    rewards = rows(rewards)
+    for scaling in ("none", "leave-one-out", "std"):
+        advantage = grpo.group_advantages(rewards, scaling)
+        assert advantage.sum().abs() < 1e-9
+        assert advantage.isfinite().all()
+    assert grpo.group_advantages(rewards, "std").abs().max() <= math.sqrt(rewards.shape[1])
+
+
+def test_advantages_carry_no_gradient():
+    rewards = rows([1.0, 2.0, 6.0]).requires_grad_()
+    assert not any(
+        grpo.group_advantages(rewards, scaling).requires_grad for scaling in ("none", "leave-one-out", "std")
+    )
+
+
+# The exact gradient and its sampled estimates
+
+
+def exact_gradient(logits, rewards):
+    """d/dlogits of -sum_d pi_d r_d: -pi_d (r_d - sum_e pi_e r_e)."""
+    policy = logits.softmax(dim=-1)
+    return -policy * (rewards - (policy * rewards).sum(dim=-1, keepdim=True))
+
+
+def test_exact_policy_loss_and_its_gradient():
+    logits, rewards = draw()
+    logits.requires_grad_()
+    rewards.requires_grad_()
+    loss = grpo.exact_policy_loss(logits, rewards)
+    torch.testing.assert_close(loss, -(logits.softmax(dim=-1) * rewards).sum(dim=-1))
+    loss.sum().backward()
+    torch.testing.assert_close(logits.grad, exact_gradient(logits, rewards).detach(), rtol=0, atol=1e-14)
+    assert rewards.grad is None
+
+
+GROUP, GROUPS = 8, 25_000
+
+
+@pytest.fixture(scope="module")
+def sampled_gradients():
+    logits, rewards = draw(batch=1)
+    torch.manual_seed(7)
+    index = grpo.sample_group(logits.expand(GROUPS, -1), GROUP)
+    own = rewards.expand(GROUPS, -1).gather(-1, index)
+    gradients = {}
+    for scaling in ("none", "leave-one-out", "std"):
+        leaf = logits.clone().requires_grad_()
+        every = leaf.expand(GROUPS, -1)
+        sampled = grpo.log_probability(every, index).detach()
+        loss, clipped = grpo.clipped_policy_loss(every, index, grpo.group_advantages(own, scaling), sampled, clip=0.2)
+        assert clipped.sum() == 0
+        loss.mean().backward()
+        gradients[scaling] = leaf.grad[0]
+    return gradients, exact_gradient(logits, rewards)[0]
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("none", (GROUP - 1) / GROUP), ("leave-one-out", 1.0)])
+def test_sampled_gradients_against_the_exact_one(sampled_gradients, scaling, factor):
+    gradients, exact = sampled_gradients
+    length = float(gradients[scaling] @ exact / (exact @ exact))
+    assert abs(length - factor) < 0.02
+    error = (gradients[scaling] - factor * exact).norm() / exact.norm()
+    assert error < 0.05
+
+
+def test_std_scaling_points_the_same_way(sampled_gradients):
+    gradients, exact = sampled_gradients
+    assert torch.nn.functional.cosine_similarity(gradients["std"], exact, dim=0) > 0.98
+
+
+def test_gradient_of_one_update_is_the_plain_policy_gradient():
+    logits, rewards = draw()
+    logits.requires_grad_()
+    index = torch.tensor([[0, 6], [3, 3], [5, 1]])
+    advantage = rewards[:, :2]
+    log_probability = grpo.log_probability(logits, index)
+    loss, _ = grpo.clipped_policy_loss(logits, index, advantage, log_probability, clip=0.2)
+    (actual,) = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(-(log_probability * advantage).mean(dim=-1).sum(), logits)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-14)
+
+
+# The clipped ratio
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "share"),
+    [
+        (1.5, 2.0, -2.4, 1.0),  # min(3.0, 1.2 * 2) : already rewarded enough
+        (1.5, -2.0, 3.0, 0.0),  # min(-3.0, -2.4) : a worse depth grew likelier, pull it back
+        (0.5, 2.0, -1.0, 0.0),  # min(1.0, 1.6) : a better depth grew less likely, pull it back
+        (0.5, -2.0, 1.6, 1.0),  # min(-1.0, -1.6) : already punished enough
+        (1.1, 2.0, -2.2, 0.0),
+        (0.9, -2.0, 1.8, 0.0),
+        (1.5, 0.0, 0.0, 0.0),
+    ],
+)
+def test_clipped_ratio_by_hand(ratio, advantage, loss, share):
+    logits = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([[0]])
+    before = rows([math.log(0.5 / ratio)])
+    actual, clipped = grpo.clipped_policy_loss(logits, index, rows([advantage]), before, clip=0.2)
+    torch.testing.assert_close(actual.detach(), rows([loss])[0])
+    assert clipped.tolist() == [share]
+    (gradient,) = torch.autograd.grad(actual.sum(), logits)
+    # d ratio / d logit_0 = ratio * (1 - pi_0)
+    expected = 0.0 if share else -ratio * advantage * 0.5
+    torch.testing.assert_close(gradient, rows([expected, -expected]), rtol=0, atol=1e-14)
+
+
+def test_clipped_loss_and_share_are_means_over_the_group():
+    logits = torch.zeros(1, 2, dtype=torch.float64)
+    index, before = torch.tensor([[0, 1, 0, 1]]), rows([math.log(0.5 / r) for r in (1.5, 1.5, 0.5, 0.9)])
+    loss, clipped = grpo.clipped_policy_loss(logits, index, rows([2.0, -2.0, -2.0, 1.0]), before, clip=0.2)
+    torch.testing.assert_close(loss, rows([(-2.4 + 3.0 + 1.6 - 0.9) / 4])[0])
+    assert clipped.tolist() == [0.5]
+
+
+# KL, entropy, value
+
+
+def test_exact_kl_and_entropy_against_scipy():
+    logits, other = draw()
+    kl, entropy = grpo.exact_kl(logits, other), grpo.policy_entropy(logits)
+    for b in range(3):
+        policy, reference = logits[b].softmax(dim=-1).numpy(), other[b].softmax(dim=-1).numpy()
+        np.testing.assert_allclose(float(kl[b]), scipy.stats.entropy(policy, reference), rtol=1e-12)
+        np.testing.assert_allclose(float(entropy[b]), scipy.stats.entropy(policy), rtol=1e-12)
+
+
+@given(st.integers(0, 999), st.floats(0, 50))
+def test_kl_is_not_negative_and_zero_at_equality(seed, spread):
+    logits, other = (spread * tensor for tensor in draw(seed=seed))
+    assert (grpo.exact_kl(logits, other) >= -1e-12).all()
+    assert (grpo.exact_kl(logits, logits) == 0).all()
+    # logits are defined up to a constant
+    torch.testing.assert_close(grpo.exact_kl(logits, logits + 3.0), torch.zeros(3).double(), rtol=0, atol=1e-12)
+    index = grpo.sample_group(logits, 5)
+    assert (grpo.k3(logits, other, index) >= 0).all()
+    assert (grpo.k3(logits, logits, index) == 0).all()
+
+
+def test_kl_to_the_uniform_policy_is_the_missing_entropy():
+    logits, _ = draw()
+    kl = grpo.exact_kl(logits, torch.zeros_like(logits))
+    torch.testing.assert_close(kl, math.log(DEPTH) - grpo.policy_entropy(logits), rtol=0, atol=1e-12)
+
+
+def test_kl_pulls_the_policy_towards_the_reference():
+    logits = torch.tensor([[2.0, 0.0, 0.0]], requires_grad=True)
+    grpo.exact_kl(logits, torch.zeros(1, 3)).sum().backward()
+    assert logits.grad[0, 0] > 0 > logits.grad[0, 1]
+
+
+def test_k3_estimates_the_exact_kl():
+    logits, other = draw()
+    index = grpo.sample_group(logits, 200_000)
+    exact = grpo.exact_kl(logits, other)
+    torch.testing.assert_close(grpo.k3(logits, other, index), exact, rtol=0.02, atol=0)
+
+
+def test_policy_entropy_of_certain_and_uniform_policies():
+    entropy = grpo.policy_entropy(torch.tensor([[0.0, 0.0, 0.0], [0.0, 1000.0, 0.0]]))
+    torch.testing.assert_close(entropy, torch.tensor([math.log(3), 0.0]))
+
+
+def test_value_loss_is_the_squared_error_against_the_groups_mean():
+    value = torch.tensor([1.0, -2.0], requires_grad=True)
+    rewards = torch.tensor([[0.0, 4.0], [-2.0, -2.0]], requires_grad=True)
+    loss = grpo.value_loss(value, rewards)
+    assert loss.tolist() == [1.0, 0.0]
+    loss.sum().backward()
+    assert value.grad.tolist() == [-2.0, 0.0]
+    assert rewards.grad is None
