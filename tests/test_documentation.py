@@ -337,6 +337,14 @@ def test_importing_is_light(name):
     assert run_python(f"import sys, {name}; print(*[m for m in {heavy} if m in sys.modules])") == ""
 
 
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "MAWModel" else pytest.param(name, marks=pytest.mark.slow) for name in maw.__all__],
+)
+def test_every_public_name_can_be_the_first_one_used(name):
+    assert run_python(f"import maw; maw.{name}; print('there')") == "there"
+
+
 @pytest.mark.filterwarnings("default:.*lines, more than:UserWarning")
 def test_files_are_one_idea():
     lengths = {identify(path): len(text_of(path).splitlines()) for path in MODULES}

@@ -6,42 +6,31 @@ already, and otherwise when they are imported.
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 
 __all__ = ["register_model_type"]
 
 
-def _register_config(module: ModuleType) -> None:
-    from maw.hf.configuration import MAWModelConfig
-
-    module.AutoConfig.register(MAWModelConfig.model_type, MAWModelConfig, exist_ok=True)
-
-
-def _register_model(module: ModuleType) -> None:
-    from maw.hf.configuration import MAWModelConfig
-    from maw.hf.model import MAWModel
-
-    module.AutoModel.register(MAWModelConfig, MAWModel, exist_ok=True)
-
-
-WAITING: dict[str, Callable[[ModuleType], None]] = {
-    "transformers.models.auto.configuration_auto": _register_config,
-    "transformers.models.auto.modeling_auto": _register_model,
+# Transformers' module: ours that registers itself at its end
+WAITING = {
+    "transformers.models.auto.configuration_auto": "maw.hf.configuration",
+    "transformers.models.auto.modeling_auto": "maw.hf.model",
 }
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Runs the waiting registration right after its module has been imported, then steps aside."""
+    """Imports our module right after Transformers' module it waits for, then steps aside."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        action = WAITING.pop(name, None)
-        if action is None:
+        ours = WAITING.pop(name, None)
+        if ours is None:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is None or spec.loader is None:
@@ -50,7 +39,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
         def execute_then_register(module: ModuleType) -> None:
             execute(module)
-            action(module)
+            importlib.import_module(ours)
 
         spec.loader.exec_module = execute_then_register
         return spec
@@ -60,6 +49,6 @@ def register_model_type() -> None:
     """Register `maw` with Transformers now, or when it is imported."""
     for name in list(WAITING):
         if name in sys.modules:
-            WAITING.pop(name)(sys.modules[name])
+            importlib.import_module(WAITING.pop(name))
     if WAITING and not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterImport())

@@ -3,8 +3,8 @@
 The layer knows its auxiliary loss in forward; the training loss is computed elsewhere, possibly from cached
 embeddings, possibly with the layer run twice by gradient checkpointing. So the gradient is put into the graph at the
 layer: `add_gradient(x, loss)` is x in forward and adds d(loss) in backward whenever x receives a gradient. Each
-layer's `GradientScale` says how much; `scale_gradient` at the root of the training loss sets it from the root's own
-incoming gradient, so that loss scaling and gradient accumulation apply to both alike.
+layer's `GradientScale` says how much; `scale_gradient` at the root of the training loss sets it, for that backward
+pass, from the gradient that arrives there, so that loss scaling and gradient accumulation apply to both alike.
 """
 
 from __future__ import annotations
@@ -19,24 +19,19 @@ __all__ = ["GradientScale", "add_gradient", "in_backward", "scale_gradient"]
 
 
 class GradientScale:
-    """How many texts one training loss covered, and the gradient that arrived at its root.
+    """How much one layer's auxiliary loss weighs, per text, in the backward pass that is running.
 
-    The layer adds the *sum* over its texts of their auxiliary losses; divided by `texts`, all forwards of one training
-    loss together weigh as one mean over texts, however they were split into mini-batches.
+    The layer adds the *sum* over its texts of their auxiliary losses. Divided by all texts that one training loss
+    covered, its forwards together weigh as one mean over texts, however they were split into mini-batches.
     """
 
     def __init__(self) -> None:
         self.texts = 0
-        self.root: Tensor | None = None
-
-    def clear(self) -> None:
-        """Forget the last training loss."""
-        self.texts = 0
-        self.root = None
+        self.per_text: Tensor | None = None
 
     def factor(self, own_texts: int) -> Tensor | float:
         """What the sum over `own_texts` texts is multiplied with; without a root, their plain mean."""
-        return 1.0 / own_texts if self.root is None else self.root / self.texts
+        return 1.0 / own_texts if self.per_text is None else self.per_text
 
 
 class _AddGradient(torch.autograd.Function):
@@ -55,13 +50,19 @@ class _AddGradient(torch.autograd.Function):
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: Tensor, scales: Sequence[GradientScale]) -> Tensor:
-        ctx.scales = scales
+        ctx.covered = [(scale, scale.texts) for scale in scales]
         return loss.view_as(loss)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        for scale in ctx.scales:
-            scale.root = grads[0].detach()
+        def forget() -> None:
+            for scale, _ in ctx.covered:
+                scale.per_text = None
+
+        for scale, texts in ctx.covered:
+            scale.per_text = grads[0].detach() / max(texts, 1)
+        # the scale holds for this backward pass alone
+        torch.autograd.Variable._execution_engine.queue_callback(forget)
         return grads[0], None
 
 

@@ -54,6 +54,8 @@ class _MAW:
             raise MAWError(f"--maw-settings must be a JSON object, got {self.maw_settings!r} ({error})") from None
         if not isinstance(other, dict):
             raise MAWError(f"--maw-settings must be a JSON object, got {self.maw_settings!r}")
+        if own := {"layers", "depth", "num_heads"} & set(other):
+            raise MAWError(f"--maw-settings must not repeat {', '.join(sorted(own))}: each has an option of its own")
         values = {"layers": layers, "depth": self.maw_depth_dim, "num_heads": self.maw_num_heads, **other}
         MAWConfig.from_dict(values)
         return values

@@ -44,9 +44,11 @@ class MAWConfig:
         reward: what a depth choice is worth: `"entropy"`, minus the normalised attention entropy of its slice.
         group_size: G, depth choices sampled per text. With 1 the value network is the baseline.
         advantage: scaling of group-relative advantages: `"std"`, `"none"` or `"leave-one-out"`.
-        estimator: `"sampled"` (GRPO) or `"exact"`, the gradient over all D arms.
+        estimator: `"sampled"` (GRPO) or `"exact"`, the gradient over all D arms, which needs no group: `group_size`,
+            `advantage` and `clip` then have no effect, and `updates` must be 1.
         clip: half-width of the clipped probability ratio.
-        updates: how many optimiser steps each group of samples serves. With 1 the ratio is always 1.
+        updates: how many training losses each group of samples serves (`maw.retrieval.training.AuxiliaryLoss`
+            replays the earlier ones). With 1 the ratio is always 1.
         auxiliary_weight: weight of the auxiliary loss beside the training loss.
         value_weight: weight of the value loss inside the auxiliary loss.
         kl_weight: weight of KL(policy || uniform) inside the auxiliary loss.
@@ -104,6 +106,12 @@ class MAWConfig:
             _check_integer("num_heads", self.num_heads, least=1)
         for name in ("tau", "clip"):
             _check_number(name, getattr(self, name), above=0.0)
+        if self.estimator == "exact" and self.updates != 1:
+            raise MAWError(
+                f"updates must be 1 with estimator='exact', which draws no samples to reuse, got {self.updates}"
+            )
+        if not isinstance(self.train_views, bool):
+            raise MAWError(f"train_views must be True or False, got {self.train_views!r}")
         if self.scale is not None:
             _check_number("scale", self.scale, above=0.0)
         for name in ("auxiliary_weight", "value_weight", "kl_weight", "entropy_weight", "learning_rate"):
@@ -203,7 +211,10 @@ def _check_integer(name: str, value: Any, *, least: int) -> None:
 
 
 def _check_number(name: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        number = False
     if not number or (least is not None and value < least) or (above is not None and value <= above):
         wanted = f"at least {least}" if least is not None else f"above {above}"
         raise MAWError(f"{name} must be a finite number {wanted}, got {value!r}")

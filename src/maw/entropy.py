@@ -2,9 +2,10 @@
 
 A slice's logits are `scale * u_i * t_j` (rank 1), so with A(s) = log sum_j exp(s t_j) its row entropy is
 
-    η_i = A(s_i) - s_i A'(s_i) = LSE_j(s_i t_j) - s_i * sum_j p_ij t_j,        s_i = scale * u_i,
+    η_i = A(s_i) - s_i A'(s_i) = LSE_j(s_i t_j) - sum_j p_ij s_i t_j,        s_i = scale * u_i,
 
-one softmax average of the keys' scalars per query. The row maximum is closed form: max(s t_max, s t_min).
+one softmax average per query. Both terms are taken relative to the row's largest logit, which is closed form,
+max(s t_max, s t_min): each is then non-negative and nothing cancels.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from maw.shapes import check_real_keys
 
 __all__ = ["normalised_slice_entropy", "slice_entropy"]
 
@@ -41,6 +44,9 @@ def slice_entropy(
     Returns:
         η, (B, H, G, Q).
 
+    Raises:
+        MAWError: a text without a real key.
+
     Source: method.md section 4.
 
     >>> η = slice_entropy(torch.zeros(1, 1, 1, 2), torch.randn(1, 1, 1, 4))
@@ -51,6 +57,7 @@ def slice_entropy(
     keys = key_score.shape[-1]
     if mask is None:
         mask = torch.ones(batch, keys, dtype=torch.bool, device=key_score.device)
+    check_real_keys(mask)
     mask = mask[:, None, None, :]
     infinity = float("inf")
     largest = key_score.detach().masked_fill(~mask, -infinity).amax(dim=-1, keepdim=True)
@@ -92,7 +99,7 @@ def normalised_slice_entropy(
 def _rows(slope: Tensor, key_score: Tensor, largest: Tensor, smallest: Tensor, mask: Tensor) -> Tensor:
     """η for one chunk of queries; the (.., Q, K) block lives only here."""
     top = torch.maximum(slope * largest, slope * smallest)
-    weight = (slope[..., None] * key_score[..., None, :] - top[..., None]).exp() * mask[..., None, :]
-    total = weight.sum(dim=-1)
-    mean = (weight @ key_score[..., None]).squeeze(-1) / total
-    return total.log() + top - slope * mean
+    below = slope[..., None] * key_score[..., None, :] - top[..., None]
+    exponential = below.exp() * mask[..., None, :]
+    total = exponential.sum(dim=-1)
+    return total.log() - (exponential * below).sum(dim=-1) / total

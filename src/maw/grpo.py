@@ -61,7 +61,7 @@ def zero_spread(rewards: Float[Tensor, "B G"]) -> Bool[Tensor, " B"]:
 
 
 def group_advantages(
-    rewards: Float[Tensor, "B G"], scaling: Advantage, value: Float[Tensor, " B"] | None = None
+    rewards: Float[Tensor, "B G"], kind: Advantage, value: Float[Tensor, " B"] | None = None
 ) -> Float[Tensor, "B G"]:
     """Advantages relative to the group; the value network's prediction is the baseline only when G = 1.
 
@@ -72,7 +72,7 @@ def group_advantages(
 
     Args:
         rewards: (B, G).
-        scaling: one of the above.
+        kind: one of the above.
         value: (B,), required when G = 1, detached here.
 
     Returns:
@@ -91,9 +91,9 @@ def group_advantages(
             raise ValueError("a group of one needs the value network's prediction as its baseline")
         return rewards - value.detach()[:, None]
     centred = rewards - rewards.mean(dim=-1, keepdim=True)
-    if scaling == "none":
+    if kind == "none":
         return centred
-    if scaling == "leave-one-out":
+    if kind == "leave-one-out":
         return centred * (group / (group - 1))
     spread = rewards.std(dim=-1, keepdim=True)
     return torch.where(zero_spread(rewards)[:, None], torch.zeros_like(centred), centred / (spread + EPSILON))
@@ -136,7 +136,7 @@ def exact_policy_loss(logits: Float[Tensor, "B D"], rewards: Float[Tensor, "B D"
 
 
 def policy_entropy(logits: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-    """H(pi) in nats; at most log D.
+    """-sum_d pi_d log pi_d, in nats; at most log D.
 
     >>> policy_entropy(torch.zeros(1, 2)).exp().tolist()
     [2.0]
@@ -146,7 +146,7 @@ def policy_entropy(logits: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
 
 
 def exact_kl(logits: Float[Tensor, "B D"], reference_logits: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-    """KL(pi || reference), exact over D arms. Against the uniform reference it is log D - H(pi).
+    """KL(pi || reference), exact over D arms. Against the uniform reference it is log D minus the policy's entropy.
 
     >>> exact_kl(torch.zeros(1, 2), torch.zeros(1, 2)).tolist()
     [0.0]

@@ -74,7 +74,8 @@ class DepthAttention(nn.Module):
         self.gradient_scale = GradientScale()
         self.statistics: dict[str, Tensor] = {}
         self.forwards = 0
-        self.rollouts: list[tuple[int, Rollout]] = []
+        # kept only where something replays them: None until `replay_loss` is first called
+        self.rollouts: list[tuple[int, Rollout]] | None = None
 
     def extra_repr(self) -> str:
         """Heads, depths, channels and how weights are chosen."""
@@ -105,7 +106,7 @@ class DepthAttention(nn.Module):
             whatever `attend` returns; (B, H, Q, C) without it.
         """
         with torch.autocast(query.device.type, enabled=False):
-            state = token_mean(query, mask)
+            state = token_mean(query, mask).to(self.query_views.dtype)
             weight = self.weights(state)
             transform = self.transform(weight)
             query_transformed = query @ transform.to(query.dtype)
@@ -121,7 +122,7 @@ class DepthAttention(nn.Module):
         if self.config.selection == "uniform":
             depth = self.config.depth
             return state.new_full((state.shape[0], depth), 1.0 / depth)
-        logits = self.selector.policy(state)
+        logits = self._logits(state)
         return depth_weights(logits, selection=self.config.selection, tau=self.config.tau, training=self.training)
 
     def transform(self, depth_weight: Float[Tensor, "B D"]) -> Float[Tensor, "B H C C"]:
@@ -131,106 +132,101 @@ class DepthAttention(nn.Module):
             self.query_views, self.key_views, depth_weight, constant=constant, scale=self.scale / self.scaling
         )
 
+    def _logits(self, state: Tensor) -> Tensor:
+        logits = self.selector.policy(state)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
     # The auxiliary loss
 
     def _with_auxiliary(
         self, query_transformed: Tensor, query: Tensor, key: Tensor, state: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """The transformed query, carrying the gradient of the selector's loss on these texts."""
-        texts = state.shape[0]
-        if not in_backward():
+        """The transformed query, carrying the gradient of the selector's loss on these texts.
+
+        A checkpointed layer runs twice, the second time inside backward: what happened is recorded the first time, and
+        both times draw the same random numbers.
+        """
+        texts, again = state.shape[0], in_backward()
+        rollout, logits = self._sample(state.detach(), query, key, mask)
+        loss, record = self._rollout_loss(rollout, logits)
+        if not again:
             self.gradient_scale.texts += texts
-        state = state.detach()
-        logits = self.selector.policy(state)
-        # Drawn in every training forward, with or without gradients, so that both passes of a checkpointed layer
-        # use up the same random numbers.
-        depth_index = grpo.sample_group(logits, self.config.group_size)
+            self._remember(record)
+            if self.rollouts is not None and self.config.updates > 1:
+                self.rollouts.append((self.config.updates - 1, rollout))
         if not torch.is_grad_enabled():
             return query_transformed
-        with torch.no_grad():
-            log_probability = grpo.log_probability(logits, depth_index)
-            arms = depth_index
-            if self.config.estimator == "exact":
-                arms = torch.arange(self.config.depth, device=depth_index.device).expand(texts, -1)
-            reward = entropy_reward(query, key, self.query_views, self.key_views, arms, scale=self.scale, mask=mask)
-        rollout = Rollout(state, arms, log_probability, reward)
-        loss = self._rollout_loss(rollout, logits)
-        if self.config.updates > 1 and self.config.estimator == "sampled":
-            self.rollouts.append((self.config.updates - 1, rollout))
         return add_gradient(query_transformed, loss.sum(), self.gradient_scale, texts)
 
-    def _rollout_loss(self, rollout: Rollout, logits: Tensor) -> Tensor:
-        """auxiliary_weight * (policy + value_weight * value + kl_weight * KL - entropy_weight * H), per text."""
-        config = self.config
+    def _sample(self, state: Tensor, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Rollout, Tensor]:
+        """One group of depths per text with their rewards, and the logits they were drawn from."""
+        logits = self._logits(state)
+        with torch.no_grad():
+            if self.config.estimator == "exact":
+                depth_index = torch.arange(self.config.depth, device=state.device).expand(state.shape[0], -1)
+            else:
+                depth_index = grpo.sample_group(logits, self.config.group_size)
+            views = self.query_views, self.key_views
+            reward = entropy_reward(query, key, *views, depth_index, scale=self.scale, mask=mask)
+            return Rollout(state, depth_index, grpo.log_probability(logits, depth_index), reward), logits
+
+    def _rollout_loss(self, rollout: Rollout, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """auxiliary_weight * (policy + value_weight * value + kl_weight * KL - entropy_weight * entropy), per text."""
+        config, reward = self.config, rollout.reward
         value = self.selector.value(rollout.state)
-        clipped = torch.zeros_like(value)
+        uniform = torch.zeros_like(logits)
+        kl, entropy = grpo.exact_kl(logits, uniform), grpo.policy_entropy(logits)
         if config.estimator == "exact":
-            policy = grpo.exact_policy_loss(logits, rollout.reward)
-            expected = (logits.detach().softmax(dim=-1) * rollout.reward).sum(dim=-1, keepdim=True)
+            policy_loss = grpo.exact_policy_loss(logits, reward)
+            expected = -policy_loss.detach()[:, None]
+            clipped, k3 = torch.zeros_like(value), kl
         else:
-            advantage = grpo.group_advantages(rollout.reward, config.advantage, value)
-            policy, clipped = grpo.clipped_policy_loss(
+            advantage = grpo.group_advantages(reward, config.advantage, value)
+            policy_loss, clipped = grpo.clipped_policy_loss(
                 logits, rollout.depth_index, advantage, rollout.log_probability, clip=config.clip
             )
-            expected = rollout.reward
+            expected, k3 = reward, grpo.k3(logits, uniform, rollout.depth_index)
         value_loss = grpo.value_loss(value, expected)
-        uniform = torch.zeros_like(logits)
-        kl = grpo.exact_kl(logits, uniform)
-        entropy = grpo.policy_entropy(logits)
-        loss = policy + config.value_weight * value_loss + config.kl_weight * kl - config.entropy_weight * entropy
+        loss = policy_loss + config.value_weight * value_loss + config.kl_weight * kl - config.entropy_weight * entropy
         loss = config.auxiliary_weight * loss
+        per_text = {
+            "auxiliary_loss": loss,
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "reward": expected.mean(dim=-1),
+            "reward_spread": reward.std(dim=-1, correction=0),
+            "zero_spread": grpo.zero_spread(reward),
+            "policy_entropy": entropy / math.log(max(config.depth, 2)),
+            "kl": kl,
+            "k3": k3,
+            "clip_share": clipped,
+        }
         with torch.no_grad():
-            k3 = kl if config.estimator == "exact" else grpo.k3(logits, uniform, rollout.depth_index)
-            self._record(rollout, logits, loss, policy, value_loss, kl, k3, entropy, clipped)
-        return loss
+            record = {name: values.detach().to(value.dtype).mean() for name, values in per_text.items()}
+            record |= _over_texts(logits.detach(), record["value_loss"], expected.mean(dim=-1))
+        return loss, record
 
     def replay_loss(self) -> Tensor | None:
-        """With `updates` > 1: the mean loss per text of the groups sampled in earlier steps, under today's policy.
+        """With `updates` > 1: the mean loss per text of the groups sampled for earlier losses, under today's policy.
 
-        Each call uses up one update of every kept group. None where there is none.
+        Each call uses up one update of every kept group. None where there is none; groups are kept from the first
+        call on, so a training that never replays keeps nothing.
         """
-        if not self.rollouts:
+        kept, self.rollouts = self.rollouts or [], []
+        if not kept:
             return None
-        losses = [self._rollout_loss(rollout, self.selector.policy(rollout.state)) for _, rollout in self.rollouts]
-        self.rollouts = [(left - 1, rollout) for left, rollout in self.rollouts if left > 1]
+        losses = []
+        for left, rollout in kept:
+            loss, record = self._rollout_loss(rollout, self._logits(rollout.state))
+            losses.append(loss)
+            self._remember(record)
+            if left > 1:
+                self.rollouts.append((left - 1, rollout))
         return torch.cat(losses).mean()
 
-    def _record(
-        self,
-        rollout: Rollout,
-        logits: Tensor,
-        loss: Tensor,
-        policy: Tensor,
-        value_loss: Tensor,
-        kl: Tensor,
-        k3: Tensor,
-        entropy: Tensor,
-        clipped: Tensor,
-    ) -> None:
-        usage = logits.softmax(dim=-1).mean(dim=0)
-        log_depth = math.log(max(self.config.depth, 2))
-        mean_reward = rollout.reward.mean(dim=-1)
-        variance = mean_reward.var(correction=0)
-        recorded = {
-            "auxiliary_loss": loss.mean(),
-            "policy_loss": policy.mean(),
-            "value_loss": value_loss.mean(),
-            # 0 where the rewards do not vary: there is nothing to explain
-            "value_explained_variance": torch.where(variance > grpo.EPSILON**2, 1 - value_loss.mean() / variance, 0.0),
-            "reward": mean_reward.mean(),
-            "reward_spread": rollout.reward.std(dim=-1, correction=0).mean(),
-            "zero_spread": grpo.zero_spread(rollout.reward).float().mean(),
-            "policy_entropy": entropy.mean() / log_depth,
-            "kl": kl.mean(),
-            "k3": k3.mean(),
-            "clip_share": clipped.mean(),
-            # mutual information of depth and text, in nats
-            "depth_information": grpo.policy_entropy(usage.log()[None])[0] - entropy.mean(),
-            "depths_alive": (usage >= 1 / (4 * self.config.depth)).float().mean(),
-            "depth_usage": usage,
-        }
-        for name, value in recorded.items():
-            self.statistics[name] = self.statistics.get(name, torch.zeros_like(value)) + value.detach()
+    def _remember(self, record: dict[str, Tensor]) -> None:
+        for name, value in record.items():
+            self.statistics[name] = self.statistics.get(name, torch.zeros_like(value)) + value
         self.forwards += 1
 
     def collect(self) -> dict[str, Tensor]:
@@ -241,3 +237,18 @@ class DepthAttention(nn.Module):
         collected = {name: total / self.forwards for name, total in self.statistics.items()}
         self.statistics, self.forwards = {}, 0
         return collected
+
+
+def _over_texts(logits: Tensor, value_loss: Tensor, reward: Tensor) -> dict[str, Tensor]:
+    """Statistics of a batch that are not means over its texts."""
+    policy = logits.softmax(dim=-1)
+    usage = policy.mean(dim=0)
+    spread = reward.var(correction=0)
+    return {
+        # 0 where the rewards do not vary: there is nothing to explain
+        "value_explained_variance": torch.where(spread > grpo.EPSILON**2, 1 - value_loss / spread, 0.0),
+        # mutual information of depth and text, in nats
+        "depth_information": torch.special.entr(usage).sum() - torch.special.entr(policy).sum(dim=-1).mean(),
+        "depths_alive": (usage >= 1 / (4 * usage.numel())).to(usage.dtype).mean(),
+        "depth_usage": usage,
+    }

@@ -38,7 +38,7 @@ def entropy_reward(
     Returns:
         (B, G), in float32 at least.
 
-    Source: method.md sections 1 (readings) and 4; spec/seven-steps.md step 5.
+    Source: method.md sections 1 (readings) and 4.
 
     >>> q = k = torch.randn(1, 2, 5, 4)
     >>> ones = torch.ones(2, 3, 4)

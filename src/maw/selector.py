@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from maw.config import Selection
+from maw.shapes import check_real_keys
 
 __all__ = ["Selector", "depth_weights", "token_mean"]
 
@@ -22,12 +23,16 @@ def token_mean(query: Float[Tensor, "B H Q C"], mask: Bool[Tensor, "B Q"] | None
     Returns:
         (B, H*C), in float32 at least.
 
+    Raises:
+        MAWError: a text without a real token.
+
     >>> token_mean(torch.ones(2, 3, 5, 4)).shape
     torch.Size([2, 12])
     """
     query = query.to(torch.promote_types(query.dtype, torch.float32))
     if mask is None:
         return query.mean(dim=2).flatten(1)
+    check_real_keys(mask)
     token = mask[:, None, :, None]
     return (query.masked_fill(~token, 0.0).sum(dim=2) / token.sum(dim=2)).flatten(1)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from maw.errors import MAWError
 
-__all__ = ["check_arguments"]
+__all__ = ["check_arguments", "check_mask", "check_real_keys"]
 
 
 def check_arguments(
@@ -55,6 +55,20 @@ def check_mask(mask: Tensor, batch: int, keys: int) -> None:
             f"mask must be boolean of shape (B={batch}, K={keys}), True where there is a token, "
             f"got {mask.dtype} of shape {tuple(mask.shape)}"
         )
-    if not torch.compiler.is_compiling() and not bool(mask.any(dim=-1).all()):
-        row = int((~mask.any(dim=-1)).nonzero()[0])
-        raise MAWError(f"mask: row {row} has no real key, so its attention is undefined: drop the empty row")
+    check_real_keys(mask)
+
+
+def check_real_keys(mask: Tensor) -> None:
+    """Raise unless every row of a (B, K) mask has a real key.
+
+    On a GPU the check does not wait for the device: a violation ends the program with a device-side assertion. Under
+    `torch.compile` and `torch.export` nothing is checked.
+    """
+    if torch.compiler.is_compiling():
+        return
+    real = mask.any(dim=-1)
+    if mask.device.type == "cuda":
+        torch._assert_async(real.all(), "a text has no real key, so its attention is undefined: drop the empty text")
+    elif not bool(real.all()):
+        row = int((~real).nonzero()[0])
+        raise MAWError(f"mask: row {row} has no real key, so its attention is undefined: drop the empty text")

@@ -41,12 +41,16 @@ def triangular_factors(weight: Float[Tensor, "H C M"]) -> Float[Tensor, "H C C"]
     """R of W^T = Q R for each head's projection W (C, M), in float64.
 
     Raises:
-        MAWError: M < C, so the heads' channels are linearly dependent and R is not square.
+        MAWError: M < C, so the heads' channels are linearly dependent and R is not square, or W is not finite.
     """
     heads, channels, width = weight.shape
     if width < channels:
         raise MAWError(
             f"spectral views need model width M >= channels per head C, got M={width}, C={channels}: use views='frame'"
+        )
+    if not bool(torch.isfinite(weight).all()):
+        raise MAWError(
+            "the encoder's query or key projection is not finite: its weights are damaged, or training diverged"
         )
     return torch.linalg.qr(weight.detach().double().cpu().mT, mode="r").R.reshape(heads, channels, channels)
 
@@ -65,7 +69,7 @@ def spectral_views(
 
         f_d = R1^-1 U_d sqrt(σ_d),   g_d = R2^-1 V_d sqrt(σ_d),
 
-    so depth d is the d-th spectral component of the head's attention. D > C: F holds D - C rows of seeded
+    so for D <= C depth d is the d-th spectral component of the head's attention. D > C: F holds D - C rows of seeded
     orthonormal frames, each of squared norm C / D, that serve both sides. D <= C: F is empty and the D leading
     components are kept; for D < C the constant is `scaling * (I - sum_d f_d^T g_d)`.
 

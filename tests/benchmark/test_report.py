@@ -269,10 +269,29 @@ def test_sections_come_in_order(usual: Page) -> None:
         "PSF-2.0",
         "train 600, dev 100, test 500",
         "5 min 1 s",
-        "3 (0, 1, 2)",
+        "3 (seeds 0, 1, 2)",
         "53aa51172d142c89" * 4,
     ):
         assert wanted in words
+
+
+def test_a_subset_has_a_short_title_and_its_counts_at_the_end(tmp_path: Path) -> None:
+    name = "pydocs:subset(documents=1500,seed=0)"
+
+    def edit(results: dict[str, Any]) -> None:
+        counts = {"pairs": 4560, "splits": {"test": {"queries": 500, "dropped": []}}}
+        results["dataset"] |= {"name": name, "subset_of": "pydocs", "counts": counts}
+        for row in results["rows"]:
+            row["dataset"] = name
+
+    found = page(change(make_folder(tmp_path / "out", seeds=1), edit))
+    assert found.text["h1"] == ["MAW benchmark: a subset of pydocs"]
+    assert found.source.count(name) == 1
+    assert "a subset of pydocs, test" in found.text["h3"]
+    terms = dict(zip(found.text["dt"], found.text["dd"], strict=True))
+    assert terms["Counts"] == "pairs 4560"
+    assert terms["splits, test, queries"] == "500"
+    assert terms["splits, test, dropped"] == "none"
 
 
 def test_results_are_means_over_seeds_with_their_spread(tmp_path: Path) -> None:
@@ -445,7 +464,9 @@ def test_logs_with_holes(tmp_path: Path) -> None:
     ]
     log = folder / "logs" / "maw-full-seed1.jsonl"
     log.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
-    (folder / "logs" / "maw-full-seed0.jsonl").write_text("", encoding="utf-8")
+    other = json.dumps({"step": 9, "depth_usage": [0.2, 0.3, 0.5]})  # another D than the other seed's
+    (folder / "logs" / "maw-full-seed0.jsonl").write_text(other, encoding="utf-8")
+    (folder / "logs" / "maw-full-seed2.jsonl").write_text("", encoding="utf-8")
     found = page(folder)
     assert found.plots() == {"metric-0", "differences-0", "curve-loss", "curve-dev", "depth-usage"}
     assert "maw-full-seed1.jsonl: 2 lines could not be read and are left out." in found.words()

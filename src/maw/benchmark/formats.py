@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-__all__ = ["count", "duration", "memory", "metric", "number", "probability", "signed", "values", "words"]
+__all__ = ["count", "duration", "flat", "memory", "metric", "number", "probability", "signed", "values", "words"]
 
 
 def number(value: object) -> float | None:
@@ -33,6 +33,18 @@ def words(value: object, missing: str = "not recorded") -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
+
+
+def flat(entries: Mapping[str, object], before: str = "") -> dict[str, object]:
+    """The same entries without nesting.
+
+    >>> flat({"pairs": 3, "splits": {"test": {"queries": 2}}})
+    {'pairs': 3, 'splits, test, queries': 2}
+    """
+    found: dict[str, object] = {}
+    for name, value in entries.items():
+        found |= flat(value, f"{before}{name}, ") if isinstance(value, dict) and value else {f"{before}{name}": value}
+    return found
 
 
 def metric(value: object) -> str:

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from maw.retrieval.datasets import RetrievalDataset
     from maw.retrieval.training import TrainingSettings
 
-__all__ = ["PRESETS", "Benchmark", "Run", "estimate_seconds", "evaluation_splits", "planned_runs", "training_settings"]
+__all__ = [
+    "PRESETS",
+    "Benchmark",
+    "PlannedRun",
+    "estimate_seconds",
+    "evaluation_splits",
+    "planned_runs",
+    "training_settings",
+]
 
 PRESETS: dict[str, dict[str, Any]] = {
     # minutes on two cores; what it leaves out is said on the screen and in results.json
@@ -70,7 +78,7 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One variant with one seed; rows without training have no seed."""
 
     variant: Variant
@@ -82,19 +90,19 @@ class Run:
         return self.variant.name if self.seed is None else f"{self.variant.name}-seed{self.seed}"
 
 
-def planned_runs(benchmark: Benchmark) -> list[Run]:
+def planned_runs(benchmark: Benchmark) -> list[PlannedRun]:
     """Every run, seed by seed, so that a benchmark that is stopped has whole comparisons.
 
     >>> [run.name for run in planned_runs(Benchmark(variants=("maw-full",), seeds=2))]
     ['untuned', 'dense-full-seed0', 'maw-full-seed0', 'dense-full-seed1', 'maw-full-seed1']
     """
     variants = choose_variants(benchmark.variants)
-    fixed = [Run(variant, None) for variant in variants if variant.kind != "tuned"]
+    fixed = [PlannedRun(variant, None) for variant in variants if variant.kind != "tuned"]
     tuned = [variant for variant in variants if variant.kind == "tuned"]
-    return fixed + [Run(variant, seed) for seed in range(benchmark.seeds) for variant in tuned]
+    return fixed + [PlannedRun(variant, seed) for seed in range(benchmark.seeds) for variant in tuned]
 
 
-def training_settings(benchmark: Benchmark, run: Run) -> TrainingSettings:
+def training_settings(benchmark: Benchmark, run: PlannedRun) -> TrainingSettings:
     """How to train this run; a MAW variant and its dense twin get the same value."""
     from maw.retrieval.training import TrainingSettings
 
@@ -123,7 +131,7 @@ _BM25_DOCUMENTS_PER_SECOND = 2000.0
 
 
 def estimate_seconds(
-    benchmark: Benchmark, runs: Sequence[Run], dataset: RetrievalDataset, model: SentenceTransformer
+    benchmark: Benchmark, runs: Sequence[PlannedRun], dataset: RetrievalDataset, model: SentenceTransformer
 ) -> float:
     """How long these runs will take here, from the speed of the encoder on a sample of the documents."""
     rate = _texts_per_second(model, dataset)

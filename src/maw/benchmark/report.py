@@ -172,13 +172,19 @@ def _render(results: dict[str, Any], logs: list[_Log], notes: list[str]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("count", "duration", "memory", "metric", "probability", "signed", "words")
+    names = ("count", "duration", "flat", "memory", "metric", "probability", "signed", "words")
     environment.filters |= {name: getattr(formats, name) for name in names}
     variants = list(dict.fromkeys([row["variant"] for row in results["rows"]] + [log.variant for log in logs]))
-    tables = _tables(results)
+    title = _title(results["dataset"])
+    tables = _tables(results, title)
+    counts = results["dataset"].get("counts")
+    counts = counts if isinstance(counts, dict) else {}
     present = {(row["variant"], row.get("seed")) for row in results["rows"]}
     return environment.get_template("report.html.jinja").render(
         results=results,
+        title=title,
+        counts={name: value for name, value in counts.items() if not isinstance(value, dict | list)},
+        nested={name: value for name, value in counts.items() if isinstance(value, dict | list)},
         finished=results.get("finished") is True,
         seeds=sorted({row["seed"] for row in results["rows"] if formats.number(row.get("seed")) is not None}),
         variants=variants,
@@ -193,11 +199,19 @@ def _render(results: dict[str, Any], logs: list[_Log], notes: list[str]) -> str:
     )
 
 
-def _tables(results: dict[str, Any]) -> list[dict[str, Any]]:
+def _title(dataset: Mapping[str, Any]) -> str:
+    """What the data are called in headings: a subset's own name spells out all its numbers."""
+    whole = dataset.get("subset_of")
+    return formats.words(dataset.get("name")) if not whole else f"a subset of {formats.words(whole)}"
+
+
+def _tables(results: dict[str, Any], title: str) -> list[dict[str, Any]]:
     """One table for each data set and split, one line a variant: means over seeds and their standard deviations."""
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for row in results["rows"]:
-        place = (formats.words(row.get("dataset", results["dataset"].get("name"))), formats.words(row.get("split")))
+        dataset = row.get("dataset", results["dataset"].get("name"))
+        dataset = title if dataset == results["dataset"].get("name") else formats.words(dataset)
+        place = (dataset, formats.words(row.get("split")))
         groups.setdefault(place, {}).setdefault(row["variant"], []).append(row)
     tables = []
     for (dataset, split), variants in groups.items():

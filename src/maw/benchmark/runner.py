@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maw.benchmark.plan import PRESETS, Benchmark, Run, evaluation_splits, planned_runs, training_settings
+from maw.benchmark.plan import PRESETS, Benchmark, PlannedRun, evaluation_splits, planned_runs, training_settings
 from maw.benchmark.resources import Cost, describe_environment, measure
 from maw.benchmark.results import (
     comparison_rows,
@@ -91,11 +91,11 @@ class Runner:
             attach(self.encoder, config)
             detach(self.encoder)
 
-    def pending(self) -> list[Run]:
+    def pending(self) -> list[PlannedRun]:
         """The runs that are not finished yet."""
         return [run for run in self.runs if not self._state(run).is_file()]
 
-    def go(self, on_start: Callable[[Run], None] | None = None) -> dict[str, Any]:
+    def go(self, on_start: Callable[[PlannedRun], None] | None = None) -> dict[str, Any]:
         """Do every pending run, and return the final results."""
         for run in self.pending():
             if on_start is not None:
@@ -106,7 +106,7 @@ class Runner:
 
     # One run
 
-    def _do(self, run: Run) -> None:
+    def _do(self, run: PlannedRun) -> None:
         cost, extra = Cost(), {"trainable_parameters": 0, "total_parameters": 0}
         if run.variant.kind == "bm25":
             with measure(self.device) as cost:
@@ -136,7 +136,7 @@ class Runner:
             write_run(self.folder / "runs" / f"{run.name}-{split}.trec", ranking, run.name)
         write_aside(self._state(run), json.dumps(state))
 
-    def _tune(self, run: Run) -> tuple[dict[str, Ranking], Cost, dict[str, Any]]:
+    def _tune(self, run: PlannedRun) -> tuple[dict[str, Ranking], Cost, dict[str, Any]]:
         from maw.benchmark.tuning import save_model, tune
         from maw.retrieval.training import remove_checkpoints
 
@@ -172,7 +172,7 @@ class Runner:
 
     # The folder
 
-    def _state(self, run: Run) -> Path:
+    def _state(self, run: PlannedRun) -> Path:
         return self.folder / "state" / f"{run.name}.json"
 
     def _claim_folder(self) -> None:

@@ -54,7 +54,7 @@ def tune(
         variant: a tuned variant.
         maw: the user's fields of `MAWConfig`.
         dataset: needs a train split.
-        settings: how to train; its seed also draws LoRA's start.
+        settings: how to train; its seed also draws the starts of LoRA and, unless `maw` names another, of MAW.
         work: checkpoints and logs; a training that was killed there is resumed.
         log_file: one JSON object a log entry.
         show_progress: whether to draw a progress bar.
@@ -66,7 +66,7 @@ def tune(
 
     if variant.tuning is None:
         raise MAWError(f"{variant.name} is not trained: choose a variant such as maw-lora or dense-full")
-    config = variant.maw_config(maw)
+    config = variant.maw_config({"seed": settings.seed, **maw})
     set_seed(settings.seed)
     if config is not None:
         attach(model, config)

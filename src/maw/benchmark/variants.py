@@ -41,7 +41,7 @@ class Variant:
         if self.recipe == "default":
             return MAWConfig(**{**settings, **self.changes})
         # another recipe keeps only where MAW sits and how large it is
-        kept = {name: settings[name] for name in ("layers", "depth", "num_heads") if name in settings}
+        kept = {name: settings[name] for name in ("layers", "depth", "num_heads", "seed") if name in settings}
         return MAWConfig.recipe(self.recipe, **{**kept, **self.changes})
 
 

@@ -212,7 +212,7 @@ def remove(host: PreTrainedModel) -> None:
 def _initial_views(layer: AttentionLayer, heads: int, config: MAWConfig) -> Views:
     query_weight, key_weight = head_weight(layer.query, heads), head_weight(layer.key, heads)
     channels = query_weight.shape[1]
-    kind, scaling, seed = config.views, layer.attention.scaling, config.seed + layer.index
+    kind, scaling, seed = config.views, layer.attention.scaling, config.seed * 10_007 + layer.index
     if query_weight.is_meta:  # about to be loaded from a file: only shapes matter
         blank = torch.zeros(heads, config.depth, channels)
         exact = kind in ("auto", "spectral", "frame") and config.depth < channels

@@ -57,3 +57,6 @@ class MAWModelConfig(PreTrainedConfig):
     def max_position_embeddings(self) -> int:
         """The longest text the host takes, in tokens."""
         return self.backbone.max_position_embeddings
+
+
+AutoConfig.register(MAWModelConfig.model_type, MAWModelConfig, exist_ok=True)

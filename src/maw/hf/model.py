@@ -126,3 +126,6 @@ def _refuse_to_save_alone(*args: Any, **kwargs: Any) -> None:
         "this encoder carries MAW in its layers; saved alone it would lose it on reload: "
         "save the model that maw.attach returned (`attachment.model.save_pretrained(folder)`), or detach MAW first"
     )
+
+
+AutoModel.register(MAWModelConfig, MAWModel, exist_ok=True)

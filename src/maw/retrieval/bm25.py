@@ -13,6 +13,7 @@ to four significant bits, and it splits Chinese, Japanese and Thai into characte
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
@@ -76,6 +77,8 @@ def bm25_run(
         >>> {query: list(found) for query, found in run.items()}
         {'q': ['b', 'a']}
     """
+    # bm25s starts JAX where it is installed, and JAX would take most of a GPU's memory for itself at once
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import bm25s
     from rich.progress import track
 

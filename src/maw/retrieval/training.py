@@ -95,7 +95,7 @@ class AuxiliaryLoss(nn.Module):
         """The wrapped loss."""
         layers = maw_layers(self.model) if self.training else []
         for layer in layers:
-            layer.gradient_scale.clear()
+            layer.gradient_scale.texts = 0
         replayed = [loss for layer in layers if (loss := layer.replay_loss()) is not None]
         loss = self.loss(features, labels)
         if isinstance(loss, dict):
