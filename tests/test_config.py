@@ -63,6 +63,11 @@ def test_train_views_must_be_a_truth_value():
         MAWConfig(train_views="false")
 
 
+def test_the_exact_estimator_has_no_samples_to_reuse():
+    with pytest.raises(MAWError, match=r"updates must be 1 with estimator='exact'.*got 2"):
+        MAWConfig(estimator="exact", updates=2)
+
+
 def test_a_number_too_large_for_a_float_is_bad_input():
     with pytest.raises(MAWError, match="tau"):
         MAWConfig(tau=10**400)
@@ -93,8 +98,12 @@ def test_a_kept_list_does_not_change_the_settings():
 
 
 numbers = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
+estimators = st.just({"estimator": "exact"}) | st.builds(
+    lambda updates: {"estimator": "sampled", "updates": updates}, st.integers(1, 9)
+)
 configs = st.builds(
-    MAWConfig,
+    lambda estimator, **others: MAWConfig(**estimator, **others),
+    estimator=estimators,
     layers=st.one_of(st.just("all"), st.lists(st.integers(-99, 99), min_size=1, unique=True)),
     depth=st.integers(1, 10_000),
     num_heads=st.none() | st.integers(1, 99),
@@ -105,9 +114,7 @@ configs = st.builds(
     tau=numbers,
     group_size=st.integers(1, 99),
     advantage=st.sampled_from(["std", "none", "leave-one-out"]),
-    estimator=st.sampled_from(["sampled", "exact"]),
     clip=numbers,
-    updates=st.integers(1, 9),
     auxiliary_weight=numbers,
     value_weight=numbers,
     kl_weight=numbers,

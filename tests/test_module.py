@@ -313,7 +313,7 @@ def test_exact_gradient_is_that_of_the_written_loss(masked):
 def exact_step(layer, batches, *, loss_scale=1.0, root=True):
     """Gradients of one training loss whose value does not depend on the outputs."""
     layer.zero_grad()
-    layer.gradient_scale.clear()
+    layer.gradient_scale.texts = 0
     loss = sum((layer(*batch) * 0).sum() for batch in batches)
     if root:
         loss = scale_gradient(loss, [layer.gradient_scale])
@@ -345,7 +345,7 @@ def test_texts_of_a_checkpointed_layer_are_counted_once():
     layer = make_layer()
     query, key, value = (x.requires_grad_() for x in draw())
     for reentrant in (True, False):
-        layer.gradient_scale.clear()
+        layer.gradient_scale.texts = 0
         output = checkpoint(layer, query, key, value, use_reentrant=reentrant)
         assert layer.gradient_scale.texts == BATCH
         output.sum().backward()
@@ -365,7 +365,7 @@ def test_checkpointing_gives_the_same_gradients(estimator, selection, reentrant)
     results = []
     for checkpointed in (False, True):
         layer.zero_grad()
-        layer.gradient_scale.clear()
+        layer.gradient_scale.texts = 0
         query, key, value = (x.requires_grad_() for x in draw())
         torch.manual_seed(8)
         if checkpointed:
@@ -383,6 +383,7 @@ def test_checkpointing_records_and_keeps_what_a_plain_forward_does(reentrant):
     results = []
     for checkpointed in (False, True):
         layer = stir_policy(make_layer(updates=3))
+        assert layer.replay_loss() is None
         query, key, value = (x.requires_grad_() for x in draw())
         torch.manual_seed(8)
         output = checkpoint(layer, query, key, value, use_reentrant=reentrant) if checkpointed else layer(*draw())
@@ -398,14 +399,40 @@ def test_add_gradient_returns_its_input_and_passes_gradients_through():
     x = torch.randn(3, requires_grad=True)
     p = torch.ones((), requires_grad=True)
     scale = GradientScale()
-    scale.texts, scale.root = 10, torch.tensor(4.0)
+    scale.per_text = torch.tensor(0.4)
     y = add_gradient(x, 3 * p, scale, own_texts=2)
     assert torch.equal(y, x)
     (y * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
     assert x.grad.tolist() == [1.0, 2.0, 3.0]
-    assert p.grad.item() == pytest.approx(3 * 4.0 / 10)
-    scale.clear()
-    assert (scale.texts, scale.root) == (0, None)
+    assert p.grad.item() == pytest.approx(3 * 0.4)
+
+
+def test_accumulated_losses_weigh_their_own_texts():
+    layer = stir_policy(make_layer(estimator="exact"))
+    first, second = draw(batch=4, seed=1), draw(batch=2, seed=2)
+    expected = [exact_step(layer, [batch])["selector.policy_network.2.weight"] for batch in (first, second)]
+    layer.zero_grad()
+    roots = []
+    for batch in (first, second):
+        layer.gradient_scale.texts = 0
+        roots.append(scale_gradient((layer(*batch) * 0).sum(), [layer.gradient_scale]))
+    for root in roots:
+        (root / 2).backward()
+    actual = layer.selector.policy_network[-1].weight.grad
+    torch.testing.assert_close(actual, (expected[0] + expected[1]) / 2, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("reentrant", [None, True, False])
+def test_the_scale_holds_for_one_backward_pass(reentrant):
+    layer = stir_policy(make_layer(estimator="exact"))
+    expected = exact_step(layer, [draw()], root=False)
+    query, key, value = (x.requires_grad_() for x in draw())
+    output = layer(query, key, value)
+    if reentrant is not None:
+        output = checkpoint(layer, query, key, value, use_reentrant=reentrant)
+    (1000 * scale_gradient((output * 0).sum(), [layer.gradient_scale])).backward()
+    assert layer.gradient_scale.per_text is None
+    assert_same_gradients(exact_step(layer, [draw()], root=False), expected)
 
 
 # Records
@@ -413,6 +440,7 @@ def test_add_gradient_returns_its_input_and_passes_gradients_through():
 
 def test_evaluation_records_nothing_and_draws_nothing():
     layer = stir_policy(make_layer(updates=2)).eval()
+    assert layer.replay_loss() is None
     before = torch.get_rng_state()
     layer(*draw(), draw_mask())
     assert torch.equal(torch.get_rng_state(), before)
@@ -481,7 +509,7 @@ def test_a_layer_can_be_copied_after_a_backward():
     scale_gradient(layer(*draw()).square().sum(), [layer.gradient_scale]).backward()
     twin = copy.deepcopy(layer)
     assert torch.equal(layer.eval()(*draw()), twin.eval()(*draw()))
-    twin.gradient_scale.clear()
+    twin.gradient_scale.texts = 0
     assert layer.gradient_scale.texts == BATCH
 
 
@@ -515,6 +543,7 @@ def test_replayed_groups_have_a_ratio_that_is_clipped():
 @pytest.mark.parametrize("updates", [1, 2, 4])
 def test_a_group_serves_as_many_updates_as_configured(updates):
     layer = make_layer(updates=updates)
+    assert layer.replay_loss() is None
     (layer(*draw()) * 0).sum().backward()
     served = 1
     while layer.replay_loss() is not None:
@@ -522,8 +551,16 @@ def test_a_group_serves_as_many_updates_as_configured(updates):
     assert served == updates
 
 
+def test_a_training_that_never_replays_keeps_no_groups():
+    layer = make_layer(updates=3)
+    layer(*draw())
+    assert layer.rollouts is None
+    assert layer.replay_loss() is None
+
+
 def test_replay_loss_before_any_step_is_the_first_loss_again():
     layer = stir_policy(make_layer(updates=2))
+    assert layer.replay_loss() is None
     (layer(*draw()) * 0).sum().backward()
     first = gradients(layer)
     layer.zero_grad()
