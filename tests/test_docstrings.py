@@ -53,6 +53,7 @@ def test_lazy_names_are_the_public_ones():
 
     assert sorted(maw.__all__) == maw.__all__
     assert set(maw.__all__) <= set(dir(maw))
+    assert [name for name in maw.__all__ if getattr(maw, name, None) is None] == []
     assert maw.reference is importlib.import_module("maw.reference")
     with pytest.raises(AttributeError, match="no_such_name"):
         maw.no_such_name  # noqa: B018

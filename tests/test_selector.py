@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from maw import MAWError
 from maw.selector import Selector, depth_weights, token_mean
 
 BATCH, HEADS, TOKENS, CHANNELS, DEPTH = 2, 3, 7, 5, 11
@@ -166,6 +167,13 @@ def test_token_mean_ignores_masked_tokens_bit_for_bit(garbage, dtype):
     assert torch.equal(actual, expected)
     (gradient,) = torch.autograd.grad(actual.sum(), query)
     assert (gradient.permute(0, 2, 1, 3)[~mask] == 0).all()
+
+
+def test_token_mean_of_a_text_without_a_real_token_is_an_error():
+    mask = torch.ones(BATCH, TOKENS, dtype=torch.bool)
+    mask[1] = False
+    with pytest.raises(MAWError, match="mask: row 1"):
+        token_mean(torch.randn(BATCH, HEADS, TOKENS, CHANNELS), mask)
 
 
 def test_token_mean_of_long_low_precision_texts_accumulates_in_float32():

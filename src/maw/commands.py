@@ -31,7 +31,7 @@ def execute(command: Any, words: Sequence[str]) -> int:
 
 @execute.register
 def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
-    console = Console()
+    console = _console()
     quiet_libraries()
     from maw.benchmark.plan import estimate_seconds
     from maw.benchmark.results import results_table
@@ -96,7 +96,7 @@ def _benchmark(command: BenchmarkCommand) -> Benchmark:
 
 @execute.register
 def _(command: TrainCommand, words: Sequence[str]) -> int:
-    console = Console()
+    console = _console()
     quiet_libraries()
     from maw.benchmark.plan import LORA_LEARNING_RATE
     from maw.benchmark.tuning import save_model, tune
@@ -128,12 +128,13 @@ def _(command: TrainCommand, words: Sequence[str]) -> int:
 
 @execute.register
 def _(command: EvaluateCommand, words: Sequence[str]) -> int:
-    console = Console()
+    console = _console()
     quiet_libraries()
     from maw.retrieval.datasets import load_dataset
     from maw.retrieval.encoding import dense_runs
-    from maw.retrieval.evaluation import evaluate, write_run
+    from maw.retrieval.evaluation import evaluate
     from maw.retrieval.models import choose_device, load_encoder
+    from maw.retrieval.runs import write_run
 
     dataset = load_dataset(command.dataset)
     queries, judged = dataset.evaluation_split(command.split)
@@ -156,6 +157,12 @@ def _(command: ReportCommand, words: Sequence[str]) -> int:
 
     print(write_report(command.folder))
     return 0
+
+
+def _console() -> Console:
+    """The terminal as it is; a file or a pipe gets lines long enough for the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
 
 
 def quiet_libraries() -> None:

@@ -112,7 +112,7 @@ def test_dry_run_shows_the_plan_and_trains_nothing(tiny_model, toy_data, tmp_pat
     out = capsys.readouterr().out
     assert "untuned, dense-full-seed0, maw-full-seed0" in out.replace("\n", " ")
     assert "estimated time" in out
-    assert not (tmp_path / "dry" / "models").exists()
+    assert not (tmp_path / "dry").exists()
 
 
 def test_a_killed_benchmark_keeps_what_was_finished(tiny_model, toy_data, tmp_path, monkeypatch, capsys):

@@ -12,12 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+import maw.benchmark.comparison as comparison_module
 import maw.benchmark.statistics as module
+from maw.benchmark.comparison import Comparison, compare, correct
 from maw.benchmark.statistics import (
-    Comparison,
     bootstrap_interval,
-    compare,
-    correct,
     holm,
     paired_randomisation_test,
     smallest_detectable_difference,
@@ -284,6 +283,7 @@ def test_bad_input_is_refused(call, message: str) -> None:
 
 
 def test_the_examples_run() -> None:
-    result = doctest.testmod(module)
-    assert result.attempted
-    assert not result.failed
+    for tested in (module, comparison_module):
+        result = doctest.testmod(tested)
+        assert result.attempted
+        assert not result.failed

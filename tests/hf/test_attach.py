@@ -29,7 +29,8 @@ from transformers import (
 )
 
 import maw
-from maw.hf.attach import key_mask, maw_layers
+from maw.hf.attach import maw_layers
+from maw.hf.attention import key_mask
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 31, "vocab_size": 61}
 FAMILIES = {

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import maw.retrieval.evaluation as module
+import maw.retrieval.runs as runs_module
 from maw.errors import MAWError
-from maw.retrieval.evaluation import DEFAULT_MEASURES, evaluate, rank_documents, ranked, read_run, write_run
+from maw.retrieval.evaluation import DEFAULT_MEASURES, evaluate
+from maw.retrieval.runs import rank_documents, ranked, read_run, write_run
 from maw.retrieval.search import search
 
 QRELS = {
@@ -265,9 +267,10 @@ def test_paths_and_modes_that_do_not_exist_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_examples_run() -> None:
-    result = doctest.testmod(module)
-    assert result.attempted
-    assert not result.failed
+    for tested in (module, runs_module):
+        result = doctest.testmod(tested)
+        assert result.attempted
+        assert not result.failed
 
 
 # Published runs: TREC Deep Learning 2019 and 2020, passages, official judgements

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from maw.benchmark.statistics import Comparison, compare, correct
+from maw.benchmark.comparison import Comparison, compare, correct
 from maw.benchmark.variants import VARIANTS
 
 __all__ = ["comparisons", "mark_below_untuned", "results_table", "verdict", "write_aside", "write_per_query"]
@@ -105,7 +106,7 @@ def write_per_query(path: Path, states: Sequence[dict[str, Any]]) -> None:
 
 
 def results_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Table:
-    """The rows for a terminal: means over seeds, with the spread where there are several."""
+    """The rows for a terminal: means over seeds, with their standard deviation where there are several."""
     splits = list(dict.fromkeys(row["split"] for row in rows))
     table = Table(title=None, header_style="bold")
     table.add_column("variant", no_wrap=True)
@@ -121,11 +122,10 @@ def results_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Tab
         for split in splits:
             for metric in metrics:
                 values = [row["metrics"][metric] for row in own if row["split"] == split]
-                mean = sum(values) / len(values) if values else float("nan")
-                spread = f" ±{(max(values) - min(values)) / 2:.4f}" if len(values) > 1 else ""
-                cells.append(f"{mean:.4f}{spread}")
+                spread = f" ±{statistics.stdev(values):.4f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.fmean(values):.4f}{spread}" if values else "-")
         first = own[0]
-        cells.append(f"{first['trainable_parameters']:,}" if first["trainable_parameters"] else "-")
+        cells.append(f"{first['trainable_parameters'] / 1e6:.2f} M" if first["trainable_parameters"] else "-")
         cells.append(f"{sum(row['seconds'] for row in own if row['split'] == splits[0]):.0f} s")
         cells.append(f"{max(row['peak_bytes'] for row in own) / 2**30:.2f} GiB")
         cells.append("below untuned" if any(row["below_untuned"] for row in own) else "")

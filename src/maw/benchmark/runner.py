@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
-import time
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,18 +26,20 @@ from maw.benchmark.results import (
 from maw.errors import MAWError
 from maw.retrieval.bm25 import bm25_run
 from maw.retrieval.encoding import dense_runs
-from maw.retrieval.evaluation import evaluate, write_run
+from maw.retrieval.evaluation import evaluate
 from maw.retrieval.models import choose_device, fingerprint, load_encoder
+from maw.retrieval.runs import write_run
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from maw.retrieval.datasets import RetrievalDataset
-    from maw.retrieval.evaluation import Run as Ranking
+    from maw.retrieval.runs import Run as Ranking
 
 __all__ = ["Runner", "load_benchmark_dataset"]
 
 SCHEMA = 1
+MARKER = "benchmark.json"
 
 
 def load_benchmark_dataset(benchmark: Benchmark) -> RetrievalDataset:
@@ -68,7 +70,7 @@ class Runner:
         self.folder = benchmark.output
         self.device = choose_device(benchmark.device)
         self.runs = planned_runs(benchmark)
-        _check_writable(self.folder)
+        _check_place(self.folder)
         self.dataset = load_benchmark_dataset(benchmark)
         self.splits = evaluation_splits(self.dataset)
         for run in self.runs:
@@ -77,7 +79,8 @@ class Runner:
         self.encoder = self._encoder()
         self._try_maw()
         self.fingerprint = fingerprint(self.encoder)
-        self._claim_folder()
+        self.identity = self._identity()
+        self._check_folder()
 
     def _encoder(self) -> SentenceTransformer:
         settings = training_settings(self.benchmark, self.runs[0])
@@ -97,6 +100,7 @@ class Runner:
 
     def go(self, on_start: Callable[[PlannedRun], None] | None = None) -> dict[str, Any]:
         """Do every pending run, and return the final results."""
+        self._start_folder()
         for run in self.pending():
             if on_start is not None:
                 on_start(run)
@@ -175,28 +179,32 @@ class Runner:
     def _state(self, run: PlannedRun) -> Path:
         return self.folder / "state" / f"{run.name}.json"
 
-    def _claim_folder(self) -> None:
-        """Start the folder, or see that it is this very benchmark's."""
-        identity = json.loads(
-            json.dumps(
-                {**self.benchmark.identity(), "weights": self.fingerprint, "data": dict(self.dataset.checksums)},
-                default=str,
-            )
-        )
-        marker = self.folder / "benchmark.json"
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for this folder to be gone on with."""
+        whole = {**self.benchmark.identity(), "weights": self.fingerprint, "data": dict(self.dataset.checksums)}
+        return json.loads(json.dumps(whole, default=str))
+
+    def _check_folder(self) -> None:
+        """Raise unless the folder is empty, absent, or this very benchmark's."""
+        marker = self.folder / MARKER
         if marker.is_file():
             started = json.loads(marker.read_text(encoding="utf-8"))
-            different = sorted(key for key in identity if identity[key] != started.get(key))
+            different = sorted(key for key in self.identity if self.identity[key] != started.get(key))
             if different:
                 raise MAWError(
                     f"{self.folder} holds a benchmark with other {', '.join(different)}: "
                     "give the same settings to go on with it, or another --output"
                 )
-            return
-        if any(self.folder.iterdir()):
+        elif self.folder.exists() and any(self.folder.iterdir()):
             raise MAWError(f"{self.folder} is not empty and not a benchmark's folder: give another --output")
-        (self.folder / "state").mkdir()
-        write_aside(marker, json.dumps({**identity, "started": _now()}, indent=1))
+
+    def _start_folder(self) -> None:
+        try:
+            (self.folder / "state").mkdir(parents=True, exist_ok=True)
+            if not (self.folder / MARKER).is_file():
+                write_aside(self.folder / MARKER, json.dumps({**self.identity, "started": _now()}, indent=1))
+        except OSError as error:
+            raise MAWError(f"cannot write to {self.folder}: {error.strerror}; give another --output") from error
 
     def finished_states(self) -> list[dict[str, Any]]:
         """What the finished runs found, in the table's order."""
@@ -224,7 +232,7 @@ class Runner:
             "schema": SCHEMA,
             "command": self.command,
             "finished": not self.pending(),
-            "started": json.loads((self.folder / "benchmark.json").read_text(encoding="utf-8"))["started"],
+            "started": json.loads((self.folder / MARKER).read_text(encoding="utf-8"))["started"],
             "written": _now(),
             "preset": self.benchmark.preset,
             "dataset": {
@@ -255,13 +263,8 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{time.time_ns()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise MAWError(
-            f"cannot write to the output folder {folder}: {error.strerror}; give another --output"
-        ) from error
+def _check_place(folder: Path) -> None:
+    """Raise where the output folder could not be made, before any time is spent."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise MAWError(f"cannot write to the output folder {folder}: {place} is not a folder one can write to")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maw.errors import MAWError
-from maw.retrieval.evaluation import Run, rank_documents
+from maw.retrieval.runs import Run, rank_documents
 from maw.retrieval.search import search
 
 if TYPE_CHECKING:

@@ -197,6 +197,7 @@ def train(
             "lower --batch-size"
         )
     model.max_seq_length = settings.max_length
+    model.model_card_data.generate_widget_examples = False  # our own card is written where the model is saved
     if settings.gradient_checkpointing:
         _checkpoint_layers(model)
     folder.mkdir(parents=True, exist_ok=True)
