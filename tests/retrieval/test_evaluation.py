@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytrec_eval
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,13 +88,25 @@ def test_mrr_stops_at_the_cut() -> None:
 
 def test_equal_scores_are_ordered_by_id_for_every_measure() -> None:
     run = {"q": dict.fromkeys(("d", "b", "e", "a", "c"), 1.0)}
-    for place, name in enumerate("abcde", start=1):
+    for place, name in enumerate("edcba", start=1):
         result = evaluate({"q": {name: 1}}, run, ["nDCG@10", "MRR@10", "AP", "R@2", "P@1"])
         assert result.means["MRR@10"] == pytest.approx(1 / place)
         assert result.means["AP"] == pytest.approx(1 / place)
         assert result.means["nDCG@10"] == pytest.approx(1 / math.log2(place + 1))
         assert result.means["R@2"] == float(place <= 2)
         assert result.means["P@1"] == float(place == 1)
+
+
+def test_equal_scores_are_ordered_as_trec_eval_does() -> None:
+    names = [f"{prefix}{i}" for prefix in ("MED-", "p", "é", "") for i in range(30)]
+    generator = np.random.default_rng(0)
+    run = {f"q{i}": {name: float(generator.integers(4)) for name in names} for i in range(5)}
+    qrels = {query: {name: int(generator.integers(3)) for name in names} for query in run}
+    expected = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "map"}).evaluate(run)
+    found = evaluate(qrels, run, ["nDCG@10", "AP"]).per_query
+    for query, values in expected.items():
+        assert found["nDCG@10"][query] == pytest.approx(values["ndcg_cut_10"], abs=1e-12)
+        assert found["AP"][query] == pytest.approx(values["map"], abs=1e-12)
 
 
 def test_scores_that_float32_cannot_tell_apart_keep_their_order() -> None:
@@ -105,7 +118,7 @@ def test_scores_that_float32_cannot_tell_apart_keep_their_order() -> None:
 def test_the_order_of_the_dictionary_does_not_matter() -> None:
     forward = {"q": {"a": 1.0, "b": 1.0, "c": 2.0}}
     backward = {"q": dict(reversed(forward["q"].items()))}
-    assert ranked(forward) == ranked(backward) == {"q": ["c", "a", "b"]}
+    assert ranked(forward) == ranked(backward) == {"q": ["c", "b", "a"]}
     assert evaluate({"q": {"b": 1}}, forward) == evaluate({"q": {"b": 1}}, backward)
 
 
@@ -138,11 +151,11 @@ def test_bad_input_is_refused(qrels, run, measures, message: str) -> None:
 def test_search_results_become_a_run() -> None:
     documents = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [2.0, 2.0]])
     scores, indices = search(torch.eye(2), documents, 3)
-    run = rank_documents(["q1", "q2"], ["a", "b", "c", "d"], scores, indices)
-    assert run == {"q1": {"d": 2.0, "a": 1.0, "c": 1.0}, "q2": {"d": 2.0, "b": 1.0, "a": 0.0}}
-    assert ranked(run)["q1"] == ["d", "a", "c"]
-    assert run == rank_documents(["q1", "q2"], ["a", "b", "c", "d"], scores.numpy(), indices.numpy())
-    assert type(run["q1"]["d"]) is float
+    run = rank_documents(["q1", "q2"], ["d", "c", "b", "a"], scores, indices)
+    assert run == {"q1": {"a": 2.0, "d": 1.0, "b": 1.0}, "q2": {"a": 2.0, "c": 1.0, "d": 0.0}}
+    assert ranked(run)["q1"] == ["a", "d", "b"]
+    assert run == rank_documents(["q1", "q2"], ["d", "c", "b", "a"], scores.numpy(), indices.numpy())
+    assert type(run["q1"]["a"]) is float
 
 
 @pytest.mark.parametrize(
@@ -167,7 +180,7 @@ def test_results_that_do_not_fit_are_refused(queries, documents, scores, indices
 def test_the_file_as_written(tmp_path: Path) -> None:
     write_run(tmp_path / "run.trec", {"q2": {"b": 0.1, "a": 0.1, "é": 1 / 3}, "q1": {"x": 2.0}, "none": {}}, "maw")
     text = (tmp_path / "run.trec").read_text(encoding="utf-8")
-    assert text == ("q2 Q0 é 1 0.3333333333333333 maw\nq2 Q0 a 2 0.1 maw\nq2 Q0 b 3 0.1 maw\nq1 Q0 x 1 2.0 maw\n")
+    assert text == ("q2 Q0 é 1 0.3333333333333333 maw\nq2 Q0 b 2 0.1 maw\nq2 Q0 a 3 0.1 maw\nq1 Q0 x 1 2.0 maw\n")
     assert os.listdir(tmp_path) == ["run.trec"]
 
 
@@ -307,4 +320,4 @@ def test_published_runs_give_the_published_values(pool: Path, tmp_path: Path, tr
     assert result.queries == {"dl19": 43, "dl20": 54}[track]
     if system == "repllama":  # its scores were rounded to three digits: by score the ties fall otherwise
         result = evaluate(qrels, read_run(tmp_path / "run.trec", ties="score"), ["nDCG@10"])
-        assert round(result.means["nDCG@10"], 4) != PUBLISHED[track][system]
+        assert round(result.means["nDCG@10"], 4) == {"dl19": 0.7384, "dl20": 0.7195}[track]

@@ -19,13 +19,11 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("attached", [False, True], ids=["plain", "freshly attached"])
-def test_minilm_on_nfcorpus(attached):
-    """nDCG@10 .31594 (MTEB), the same with MAW freshly attached to the last layer."""
+def test_minilm_on_nfcorpus_with_maw_freshly_attached():
+    """nDCG@10 .31594, the published figure of the plain encoder: attaching MAW changes nothing."""
     dataset = load_dataset(f"beir:{Path(os.environ['MAW_DATA']) / 'nfcorpus'}")
     queries, judged = dataset.evaluation_split("test")
     model = load_encoder("packaged", device=choose_device())
-    if attached:
-        maw.attach(model, maw.MAWConfig())
+    maw.attach(model, maw.MAWConfig())
     runs = dense_runs(model, dataset.documents, {"test": queries})
     assert evaluate(judged, runs["test"], ["nDCG@10"]).means["nDCG@10"] == pytest.approx(0.31594, abs=0.0005)

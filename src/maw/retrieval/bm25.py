@@ -52,8 +52,8 @@ def bm25_run(
 ) -> dict[str, dict[str, float]]:
     """Return, for every query, the k documents with the highest BM25 score.
 
-    Equal scores are ordered by document id, at the k-th place too. A document without a word of the query has no score
-    and is not retrieved, so a query may have fewer than k documents, or none.
+    Equal scores are ordered by descending document id, at the k-th place too. A document without a word of the query
+    has no score and is not retrieved, so a query may have fewer than k documents, or none.
 
     Args:
         documents: document id -> text.
@@ -94,7 +94,7 @@ def bm25_run(
         return track(items, description=description, total=total, disable=not show_progress)
 
     analyse = analyser()
-    ids = sorted(documents)  # position order = id order, so that ties by position are ties by id
+    ids = sorted(documents, reverse=True)  # ties by position are then ties by descending id
     vocabulary: dict[str, int] = {}
     tokens = [
         np.array([vocabulary.setdefault(stem, len(vocabulary)) for stem in analyse(documents[name])], dtype=np.int32)

@@ -69,7 +69,7 @@ def dense_runs(
 
     Args:
         model: the encoder.
-        documents: id to text; equal scores rank by id.
+        documents: id to text; equal scores rank by descending id.
         queries: split to query id to text.
         k: how many documents a query.
         batch_size: texts a forward.
@@ -78,7 +78,7 @@ def dense_runs(
     Returns:
         split to run.
     """
-    document_ids = sorted(documents)
+    document_ids = sorted(documents, reverse=True)  # equal scores keep this order
     vectors = encode(
         model, [documents[i] for i in document_ids], "document", batch_size=batch_size, show_progress=show_progress
     )

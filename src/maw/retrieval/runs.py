@@ -1,6 +1,6 @@
 """Runs: rankings of documents for queries, and their files in the TREC format.
 
-The order of a ranking: score descending, then document id ascending (as strings).
+The order of a ranking: score descending, then document id descending (as strings), which is trec_eval's rule.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Run: TypeAlias = Mapping[str, Mapping[str, float]]
 
 
 def ranked(run: Run) -> dict[str, list[str]]:
-    """Order the documents of every query: score descending, then document id ascending.
+    """Order the documents of every query: score descending, then document id descending.
 
     Args:
         run: query id -> document id -> score.
@@ -38,7 +38,7 @@ def ranked(run: Run) -> dict[str, list[str]]:
 
     Example:
         >>> ranked({"q": {"b": 1.0, "a": 1.0, "c": 2.0}})
-        {'q': ['c', 'a', 'b']}
+        {'q': ['c', 'b', 'a']}
     """
     for query, documents in run.items():
         for document, score in documents.items():
@@ -48,7 +48,7 @@ def ranked(run: Run) -> dict[str, list[str]]:
                     "that was not retrieved is left out of the run"
                 )
     return {
-        query: sorted(documents, key=lambda document: (-documents[document], document))
+        query: sorted(sorted(documents, reverse=True), key=lambda document: -documents[document])
         for query, documents in run.items()
     }
 
@@ -61,8 +61,8 @@ def rank_documents(
 ) -> dict[str, dict[str, float]]:
     """Turn the positions that `maw.retrieval.search.search` returns into a run.
 
-    `search` breaks ties by position and a run is ranked by id, so `document_ids` should be sorted: then both rules
-    agree on which of several equal documents is the last one in.
+    `search` breaks ties by position and a run is ranked by id, so `document_ids` should be sorted in
+    descending order: then both rules agree on which of several equal documents is the last one in.
 
     Args:
         query_ids: one id for every row of `scores`.
@@ -219,11 +219,11 @@ def _number(kind: type[int] | type[float], text: str, name: str, where: str) -> 
 
 
 def _in_rank_order(documents: Mapping[str, tuple[int, float]]) -> dict[str, float]:
-    """Scores in rank order, each lowered as little as the rule (score descending, id ascending) needs."""
+    """Scores in rank order, each lowered as little as the rule (score descending, id descending) needs."""
     result: dict[str, float] = {}
     previous, before = math.inf, ""
     for document in sorted(documents, key=lambda document: documents[document][0]):
-        highest = previous if document > before else math.nextafter(previous, -math.inf)
+        highest = previous if document < before else math.nextafter(previous, -math.inf)
         previous, before = min(documents[document][1], highest), document
         result[document] = previous
     return result

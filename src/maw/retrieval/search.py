@@ -2,7 +2,8 @@
 
 The rule: the higher score first, and among equal scores the lower document position. It holds inside a chunk, across
 the borders of chunks, and at the k-th place, where it decides which of several equal documents is returned at all.
-Whoever sorts the documents by id before encoding them therefore ranks equal scores by id.
+Whoever sorts the documents by descending id before encoding them therefore ranks equal scores as `maw.retrieval.runs`
+does.
 
 `torch.topk` keeps no such rule: it gives the k largest values, but among equal values an arbitrary choice. Only the
 k-th value can be affected, so the choice is made again for the rows in which more documents share that value than
