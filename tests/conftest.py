@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import hypothesis
@@ -7,6 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels then run on the CPU, where they are asked for by name
 
 hypothesis.settings.register_profile("maw", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("maw")

@@ -21,6 +21,7 @@ BAD = [
     *[("group_size", bad, "integer of at least 1") for bad in (0, 2.0, None)],
     *[("updates", bad, "integer of at least 1") for bad in (0, 1.5)],
     *[("num_heads", bad, "integer of at least 1") for bad in (0, 12.0, False)],
+    *[("kernels", bad, "one of 'auto'") for bad in ("cuda", None)],
     *[("seed", bad, "integer of at least 0") for bad in (-1, 0.0, None)],
     *[("tau", bad, "above 0") for bad in (0, -1.0, NAN, INFINITY, "5", None, True)],
     *[("clip", bad, "above 0") for bad in (0.0, -0.2, NAN)],

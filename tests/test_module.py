@@ -202,7 +202,7 @@ def test_autocast_runs_and_keeps_the_reward_in_float32(training):
     assert output.dtype == torch.bfloat16
     if training:
         output.float().sum().backward()
-        assert layer.statistics["reward"].dtype == torch.float32
+        assert layer.collect()["reward"].dtype == torch.float32
 
 
 def test_state_dict_round_trip_keeps_the_constant():

@@ -11,13 +11,14 @@ from typing import Any, Literal, get_args
 
 from maw.errors import MAWError
 
-__all__ = ["Advantage", "Estimator", "MAWConfig", "Reward", "Selection", "ViewKind"]
+__all__ = ["Advantage", "Estimator", "Kernels", "MAWConfig", "Reward", "Selection", "ViewKind"]
 
 ViewKind = Literal["auto", "spectral", "frame", "random", "ones"]
 Selection = Literal["gumbel", "softmax", "hard", "uniform"]
 Advantage = Literal["std", "none", "leave-one-out"]
 Estimator = Literal["sampled", "exact"]
 Reward = Literal["entropy"]
+Kernels = Literal["auto", "torch", "triton"]
 
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -55,6 +56,8 @@ class MAWConfig:
         entropy_weight: weight of the policy-entropy bonus inside the auxiliary loss.
         learning_rate: learning rate of MAW's own parameters.
         seed: seed of the random parts of the views.
+        kernels: what computes: `"auto"` (Triton kernels on a CUDA device by the rule in `maw.kernels`, else PyTorch),
+            `"torch"`, or `"triton"`, which is an error where it cannot run.
 
     Raises:
         MAWError: a value is out of its range; the message says which and what would do.
@@ -85,6 +88,7 @@ class MAWConfig:
     entropy_weight: float = 0.0
     learning_rate: float = 1e-3
     seed: int = 0
+    kernels: Kernels = "auto"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", _checked_layers(self.layers))
@@ -94,6 +98,7 @@ class MAWConfig:
             ("advantage", Advantage),
             ("estimator", Estimator),
             ("reward", Reward),
+            ("kernels", Kernels),
         ):
             value = getattr(self, name)
             if value not in get_args(kind):

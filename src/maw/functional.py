@@ -17,7 +17,7 @@ from torch import Tensor
 
 from maw.shapes import check_arguments
 
-__all__ = ["depth_attention", "query_transform"]
+__all__ = ["depth_attention", "query_transform", "transform_query"]
 
 
 def query_transform(
@@ -58,6 +58,27 @@ def query_transform(
         return transform if constant is None else transform + constant.to(dtype)
 
 
+def transform_query(
+    query: Float[Tensor, "B H Q C"],
+    query_views: Float[Tensor, "H D C"],
+    key_views: Float[Tensor, "H D C"],
+    depth_weight: Float[Tensor, "B D"],
+    *,
+    constant: Float[Tensor, "H C C"] | None = None,
+    scale: float = 1.0,
+) -> Float[Tensor, "B H Q C"]:
+    """q W, the query whose plain attention is MAW's; W is rounded once, to the type of q.
+
+    Arguments as in `query_transform`. Source: method.md (7).
+
+    >>> views = torch.eye(3)[None]
+    >>> transform_query(torch.ones(1, 1, 2, 3), views, views, torch.full((1, 3), 1 / 3), scale=27.0)[0, 0].tolist()
+    [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    transform = query_transform(query_views, key_views, depth_weight, constant=constant, scale=scale)
+    return query @ transform.to(query.dtype)
+
+
 def depth_attention(
     query: Float[Tensor, "B H Q C"],
     key: Float[Tensor, "B H K C"],
@@ -96,6 +117,6 @@ def depth_attention(
     torch.Size([1, 1, 2, 3])
     """
     check_arguments(query, key, value, query_views, key_views, depth_weight, constant, mask)
-    transform = query_transform(query_views, key_views, depth_weight, constant=constant, scale=scale)
+    transformed = transform_query(query, query_views, key_views, depth_weight, constant=constant, scale=scale)
     attention_mask = None if mask is None else mask[:, None, None, :]
-    return F.scaled_dot_product_attention(query @ transform.to(query.dtype), key, value, attention_mask, scale=1.0)
+    return F.scaled_dot_product_attention(transformed, key, value, attention_mask, scale=1.0)

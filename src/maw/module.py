@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,10 @@ from maw.auxiliary import GradientScale, add_gradient, in_backward
 from maw.config import MAWConfig
 from maw.errors import MAWError
 from maw.functional import query_transform
+from maw.operations import Operations, choose_operations
+from maw.records import KEPT, Record, statistics
 from maw.rewards import entropy_reward
-from maw.selector import Selector, depth_weights, token_mean
+from maw.selector import Selector, depth_weights
 from maw.views import Views
 
 __all__ = ["DepthAttention", "Rollout"]
@@ -38,7 +40,7 @@ class DepthAttention(nn.Module):
         state = mean_tokens(q);  w = depth weights(policy(state));  out = attention(q @ W(w), k, v)
 
     In training, each forward also computes the GRPO loss of the selector on its own texts and hangs its gradient on the
-    transformed query (`maw.auxiliary`); what happened is summed in `statistics` until `collect` is called.
+    transformed query (`maw.auxiliary`); what happened is kept in `records` until `collect` is called.
 
     Args:
         config: the settings.
@@ -72,8 +74,7 @@ class DepthAttention(nn.Module):
         self.register_buffer("constant", views.constant)
         self.selector = Selector(heads * channels, depth)
         self.gradient_scale = GradientScale()
-        self.statistics: dict[str, Tensor] = {}
-        self.forwards = 0
+        self.records: deque[Record] = deque(maxlen=KEPT)
         # kept only where something replays them: None until `replay_loss` is first called
         self.rollouts: list[tuple[int, Rollout]] | None = None
 
@@ -106,12 +107,15 @@ class DepthAttention(nn.Module):
             whatever `attend` returns; (B, H, Q, C) without it.
         """
         with torch.autocast(query.device.type, enabled=False):
-            state = token_mean(query, mask).to(self.query_views.dtype)
-            weight = self.weights(state)
-            transform = self.transform(weight)
-            query_transformed = query @ transform.to(query.dtype)
+            operations = choose_operations(self.config.kernels, query)
+            state = operations.token_mean(query, mask).to(self.query_views.dtype)
+            query_transformed = operations.transform_query(
+                query, self.query_views, self.key_views, self.weights(state), **self._divided_by_scaling()
+            )
             if self.training and self.config.selection != "uniform":
-                query_transformed = self._with_auxiliary(query_transformed, query.detach(), key.detach(), state, mask)
+                query_transformed = self._with_auxiliary(
+                    query_transformed, query.detach(), key.detach(), state, mask, operations
+                )
         if attend is None:
             attention_mask = None if mask is None else mask[:, None, None, :]
             return F.scaled_dot_product_attention(query_transformed, key, value, attention_mask, scale=self.scaling)
@@ -127,10 +131,11 @@ class DepthAttention(nn.Module):
 
     def transform(self, depth_weight: Float[Tensor, "B D"]) -> Float[Tensor, "B H C C"]:
         """W of (7) divided by the host's `scaling`, which the host applies itself."""
+        return query_transform(self.query_views, self.key_views, depth_weight, **self._divided_by_scaling())
+
+    def _divided_by_scaling(self) -> dict[str, Any]:
         constant = None if self.constant is None else self.constant / self.scaling
-        return query_transform(
-            self.query_views, self.key_views, depth_weight, constant=constant, scale=self.scale / self.scaling
-        )
+        return {"constant": constant, "scale": self.scale / self.scaling}
 
     def _logits(self, state: Tensor) -> Tensor:
         logits = self.selector.policy(state)
@@ -139,7 +144,13 @@ class DepthAttention(nn.Module):
     # The auxiliary loss
 
     def _with_auxiliary(
-        self, query_transformed: Tensor, query: Tensor, key: Tensor, state: Tensor, mask: Tensor | None
+        self,
+        query_transformed: Tensor,
+        query: Tensor,
+        key: Tensor,
+        state: Tensor,
+        mask: Tensor | None,
+        operations: Operations,
     ) -> Tensor:
         """The transformed query, carrying the gradient of the selector's loss on these texts.
 
@@ -147,18 +158,20 @@ class DepthAttention(nn.Module):
         both times draw the same random numbers.
         """
         texts, again = state.shape[0], in_backward()
-        rollout, logits = self._sample(state.detach(), query, key, mask)
+        rollout, logits = self._sample(state.detach(), query, key, mask, operations)
         loss, record = self._rollout_loss(rollout, logits)
         if not again:
             self.gradient_scale.texts += texts
-            self._remember(record)
+            self.records.append(record)
             if self.rollouts is not None and self.config.updates > 1:
                 self.rollouts.append((self.config.updates - 1, rollout))
         if not torch.is_grad_enabled():
             return query_transformed
         return add_gradient(query_transformed, loss.sum(), self.gradient_scale, texts)
 
-    def _sample(self, state: Tensor, query: Tensor, key: Tensor, mask: Tensor | None) -> tuple[Rollout, Tensor]:
+    def _sample(
+        self, state: Tensor, query: Tensor, key: Tensor, mask: Tensor | None, operations: Operations
+    ) -> tuple[Rollout, Tensor]:
         """One group of depths per text with their rewards, and the logits they were drawn from."""
         logits = self._logits(state)
         with torch.no_grad():
@@ -167,44 +180,31 @@ class DepthAttention(nn.Module):
             else:
                 depth_index = grpo.sample_group(logits, self.config.group_size)
             views = self.query_views, self.key_views
-            reward = entropy_reward(query, key, *views, depth_index, scale=self.scale, mask=mask)
+            reward = entropy_reward(query, key, *views, depth_index, scale=self.scale, mask=mask, operations=operations)
             return Rollout(state, depth_index, grpo.log_probability(logits, depth_index), reward), logits
 
-    def _rollout_loss(self, rollout: Rollout, logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _rollout_loss(self, rollout: Rollout, logits: Tensor) -> tuple[Tensor, Record]:
         """auxiliary_weight * (policy + value_weight * value + kl_weight * KL - entropy_weight * entropy), per text."""
         config, reward = self.config, rollout.reward
         value = self.selector.value(rollout.state)
-        uniform = torch.zeros_like(logits)
-        kl, entropy = grpo.exact_kl(logits, uniform), grpo.policy_entropy(logits)
-        if config.estimator == "exact":
+        all_arms, clip_share = config.estimator == "exact", None
+        if all_arms:
             policy_loss = grpo.exact_policy_loss(logits, reward)
             expected = -policy_loss.detach()[:, None]
-            clipped, k3 = torch.zeros_like(value), kl
         else:
             advantage = grpo.group_advantages(reward, config.advantage, value)
-            policy_loss, clipped = grpo.clipped_policy_loss(
+            policy_loss, clip_share = grpo.clipped_policy_loss(
                 logits, rollout.depth_index, advantage, rollout.log_probability, clip=config.clip
             )
-            expected, k3 = reward, grpo.k3(logits, uniform, rollout.depth_index)
-        value_loss = grpo.value_loss(value, expected)
-        loss = policy_loss + config.value_weight * value_loss + config.kl_weight * kl - config.entropy_weight * entropy
+            expected = reward
+        loss = policy_loss + config.value_weight * grpo.value_loss(value, expected)
+        if config.kl_weight:
+            loss = loss + config.kl_weight * grpo.exact_kl(logits, torch.zeros_like(logits))
+        if config.entropy_weight:
+            loss = loss - config.entropy_weight * grpo.policy_entropy(logits)
         loss = config.auxiliary_weight * loss
-        per_text = {
-            "auxiliary_loss": loss,
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "reward": expected.mean(dim=-1),
-            "reward_spread": reward.std(dim=-1, correction=0),
-            "zero_spread": grpo.zero_spread(reward),
-            "policy_entropy": entropy / math.log(max(config.depth, 2)),
-            "kl": kl,
-            "k3": k3,
-            "clip_share": clipped,
-        }
-        with torch.no_grad():
-            record = {name: values.detach().to(value.dtype).mean() for name, values in per_text.items()}
-            record |= _over_texts(logits.detach(), record["value_loss"], expected.mean(dim=-1))
-        return loss, record
+        kept = (logits, rollout.depth_index, reward, value, loss, policy_loss)
+        return loss, Record(*(tensor.detach() for tensor in kept), clip_share=clip_share, all_arms=all_arms)
 
     def replay_loss(self) -> Tensor | None:
         """With `updates` > 1: the mean loss per text of the groups sampled for earlier losses, under today's policy.
@@ -219,36 +219,13 @@ class DepthAttention(nn.Module):
         for left, rollout in kept:
             loss, record = self._rollout_loss(rollout, self._logits(rollout.state))
             losses.append(loss)
-            self._remember(record)
+            self.records.append(record)
             if left > 1:
                 self.rollouts.append((left - 1, rollout))
         return torch.cat(losses).mean()
 
-    def _remember(self, record: dict[str, Tensor]) -> None:
-        for name, value in record.items():
-            self.statistics[name] = self.statistics.get(name, torch.zeros_like(value)) + value
-        self.forwards += 1
-
     def collect(self) -> dict[str, Tensor]:
-        """Means of the recorded statistics since the last call, which forgets them.
-
-        `depth_usage` is a vector, (D,); all others are scalars. Policy entropy is relative to log D.
-        """
-        collected = {name: total / self.forwards for name, total in self.statistics.items()}
-        self.statistics, self.forwards = {}, 0
+        """Means of what was recorded since the last call, which forgets it: see `maw.records.statistics`."""
+        collected = statistics(self.records)
+        self.records.clear()
         return collected
-
-
-def _over_texts(logits: Tensor, value_loss: Tensor, reward: Tensor) -> dict[str, Tensor]:
-    """Statistics of a batch that are not means over its texts."""
-    policy = logits.softmax(dim=-1)
-    usage = policy.mean(dim=0)
-    spread = reward.var(correction=0)
-    return {
-        # 0 where the rewards do not vary: there is nothing to explain
-        "value_explained_variance": torch.where(spread > grpo.EPSILON**2, 1 - value_loss / spread, 0.0),
-        # mutual information of depth and text, in nats
-        "depth_information": torch.special.entr(usage).sum() - torch.special.entr(policy).sum(dim=-1).mean(),
-        "depths_alive": (usage >= 1 / (4 * usage.numel())).to(usage.dtype).mean(),
-        "depth_usage": usage,
-    }

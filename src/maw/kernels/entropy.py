@@ -1,0 +1,248 @@
+"""Mean normalised entropy of chosen slices, in O(Q + K) a slice: `maw.interpolation` in two launches.
+
+The first computes the scalars u and t of the chosen depths, one matrix product a block of tokens. The second has one
+program a text, head and slice: range of t, range of z, η and dη/dz on the nodes, Hermite interpolation at the queries
+and their mean. Exponentials: N K a slice, where streaming over all pairs takes Q K.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+__all__ = ["mean_slice_entropy"]
+
+NODES = 32
+"""N, as in `maw.interpolation`."""
+
+
+@triton.jit
+def _project(
+    tokens,
+    views,
+    index,
+    scalars,
+    stride_b,
+    stride_h,
+    stride_s,
+    length,
+    group,
+    factor,
+    HEADS: tl.constexpr,
+    REPEAT: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    HAS_INDEX: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # scalars[b,h,m,s] = factor * tokens[b,h,s] . views[h, index[b,m]]
+    text, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
+    channel = tl.arange(0, BLOCK_C)
+    member = tl.program_id(2) * BLOCK_G + tl.arange(0, BLOCK_G)
+    depth = member
+    if HAS_INDEX:
+        depth = tl.load(index + text * group + member, mask=member < group, other=0).to(tl.int32)
+    inside = (member[:, None] < group) & (channel[None, :] < CHANNELS)
+    view = tl.load(views + (head * DEPTH + depth[:, None]) * CHANNELS + channel[None, :], mask=inside, other=0.0)
+    token = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
+    tokens += text.to(tl.int64) * stride_b + (head // REPEAT) * stride_h
+    here = (token[:, None] < length) & (channel[None, :] < CHANNELS)
+    x = tl.load(tokens + token[:, None] * stride_s + channel[None, :], mask=here, other=0.0).to(tl.float32)
+    product = tl.dot(view, tl.trans(x), input_precision=PRECISION) * factor
+    place = (tl.program_id(0).to(tl.int64) * group + member[:, None]) * length + token[None, :]
+    tl.store(scalars + place, product, mask=(member[:, None] < group) & (token[None, :] < length))
+
+
+@triton.jit
+def _asinh(x):
+    size = tl.abs(x)
+    grown = tl.log(size + tl.sqrt(size * size + 1.0))
+    return tl.where(x < 0, -grown, grown)
+
+
+@triton.jit
+def _real_tokens(mask, start, length, BLOCK: tl.constexpr, HAS_MASK: tl.constexpr):
+    token = start + tl.arange(0, BLOCK)
+    real = token < length
+    if HAS_MASK:
+        real = real & (tl.load(mask + token, mask=real, other=0) != 0)
+    return token, real
+
+
+@triton.jit
+def _ranges(slope, key_scalar, mask, length, BLOCK: tl.constexpr, HAS_MASK: tl.constexpr):
+    """Range of t and of s over real tokens, and how many there are."""
+    infinity = float("inf")
+    largest, smallest, highest, lowest, count = -infinity, infinity, -infinity, infinity, 0
+    for start in range(0, length, BLOCK):
+        token, real = _real_tokens(mask, start, length, BLOCK, HAS_MASK)
+        t = tl.load(key_scalar + token, mask=real, other=0.0)
+        s = tl.load(slope + token, mask=real, other=0.0)
+        largest = tl.maximum(largest, tl.max(tl.where(real, t, -infinity), axis=0))
+        smallest = tl.minimum(smallest, tl.min(tl.where(real, t, infinity), axis=0))
+        highest = tl.maximum(highest, tl.max(tl.where(real, s, -infinity), axis=0))
+        lowest = tl.minimum(lowest, tl.min(tl.where(real, s, infinity), axis=0))
+        count += tl.sum(real.to(tl.int32), axis=0)
+    return largest, smallest, highest, lowest, count
+
+
+@triton.jit
+def _on_nodes(
+    node,
+    half,
+    largest,
+    smallest,
+    key_scalar,
+    mask,
+    length,
+    NODES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+):
+    """η and dη/dz on the nodes; sums are kept apart by lane and joined once."""
+    grown = tl.exp(tl.abs(node))
+    sinh = tl.where(node < 0, -1.0, 1.0) * (grown - 1 / grown) / 2
+    tangent = sinh / ((grown + 1 / grown) / 2)
+    s = sinh / half
+    top = tl.maximum(s * largest, s * smallest)
+    total = tl.zeros((NODES, BLOCK), dtype=tl.float32)
+    first = tl.zeros((NODES, BLOCK), dtype=tl.float32)
+    second = tl.zeros((NODES, BLOCK), dtype=tl.float32)
+    for start in range(0, length, BLOCK):
+        token, real = _real_tokens(mask, start, length, BLOCK, HAS_MASK)
+        t = tl.where(real, tl.load(key_scalar + token, mask=real, other=0.0), largest)
+        below = s[:, None] * t[None, :] - top[:, None]
+        weight = tl.where(real[None, :], tl.exp(below), 0.0)
+        total += weight
+        first += weight * below
+        second += weight * below * below
+    sums = tl.sum(total, axis=1)
+    mean = tl.sum(first, axis=1) / sums
+    variance = tl.sum(second, axis=1) / sums - mean * mean
+    derivative = tl.where(tangent == 0, 0.0, -variance / tl.where(tangent == 0, 1.0, tangent))
+    return tl.log(sums) - mean, derivative
+
+
+@triton.jit
+def _mean_entropy(
+    slope,
+    key_scalar,
+    mask,
+    entropy,
+    length,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    NODES: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+):
+    program = tl.program_id(0)
+    slope += program.to(tl.int64) * length
+    key_scalar += program.to(tl.int64) * length
+    mask += (program // (HEADS * GROUP)).to(tl.int64) * length
+    largest, smallest, highest, lowest, count = _ranges(slope, key_scalar, mask, length, BLOCK_Q, HAS_MASK)
+    half = (largest - smallest) / 2
+    half = tl.where(half > 0, half, 1.0)
+    first, last = _asinh(lowest * half), _asinh(highest * half)
+    step = (last - first) / (NODES - 1)
+    node = first + step * tl.arange(0, NODES)
+    value, derivative = _on_nodes(node, half, largest, smallest, key_scalar, mask, length, NODES, BLOCK_K, HAS_MASK)
+    derivative *= step
+
+    found = tl.zeros((BLOCK_Q,), dtype=tl.float32)
+    per_step = tl.where(step > 0, 1.0 / tl.where(step > 0, step, 1.0), 0.0)
+    for start in range(0, length, BLOCK_Q):
+        token, real = _real_tokens(mask, start, length, BLOCK_Q, HAS_MASK)
+        z = _asinh(tl.load(slope + token, mask=real, other=0.0) * half)
+        place = tl.where(real, (z - first) * per_step, 0.0)
+        left = tl.minimum(tl.maximum(tl.floor(place), 0.0), NODES - 2.0)
+        x = tl.minimum(tl.maximum(place - left, 0.0), 1.0)
+        rest = 1 - x
+        at = left.to(tl.int32)
+        row = tl.gather(value, at, 0) * rest * rest * (1 + 2 * x)
+        row += tl.gather(value, at + 1, 0) * x * x * (3 - 2 * x)
+        row += x * rest * (rest * tl.gather(derivative, at, 0) - x * tl.gather(derivative, at + 1, 0))
+        found += tl.where(real, row, 0.0)
+    # one real key has entropy 0, and log 1 = 0 would divide it
+    longest = tl.log(tl.maximum(count, 2).to(tl.float32))
+    tl.store(entropy + program, tl.where(count > 1, tl.sum(found, axis=0) / (count * longest), 0.0))
+
+
+def mean_slice_entropy(
+    query: Float[Tensor, "B H S C"],
+    key: Float[Tensor, "B Hkv S C"],
+    query_views: Float[Tensor, "H D C"],
+    key_views: Float[Tensor, "H D C"],
+    depth_index: Int[Tensor, "B G"] | None,
+    *,
+    scale: float,
+    mask: Bool[Tensor, "B S"] | None = None,
+) -> Float[Tensor, "B H G"]:
+    """Mean over real queries of the normalised row entropies of the slices with logits `scale u_i t_j`.
+
+    Args:
+        query: q, (B, H, S, C).
+        key: k, (B, H, S, C), or with fewer heads that H is a multiple of.
+        query_views: f, (H, D, C), float32.
+        key_views: g, (H, D, C), float32.
+        depth_index: the chosen depths, (B, G); None is all D.
+        scale: factor on the scores.
+        mask: (B, S), True where there is a token.
+
+    Returns:
+        the means, (B, H, G) in float32; no gradient flows.
+
+    Source: method.md section 4; `maw.interpolation.mean_slice_entropy`.
+    """
+    batch, heads, length, channels = query.shape
+    depth = query_views.shape[1]
+    group = depth if depth_index is None else depth_index.shape[1]
+    scalars = query_views.new_empty(2, batch, heads, group, length)
+    block_g = max(16, min(64, triton.next_power_of_2(group)))
+    for given, views, into, factor in (
+        (query, query_views, scalars[0], scale / channels),
+        (key, key_views, scalars[1], 1 / channels),
+    ):
+        tokens = given if given.stride(-1) == 1 else given.contiguous()
+        _project[(batch * heads, triton.cdiv(length, 64), triton.cdiv(group, block_g))](
+            tokens,
+            views.contiguous(),
+            None if depth_index is None else depth_index.contiguous(),
+            into,
+            *tokens.stride()[:3],
+            length,
+            group,
+            factor,
+            HEADS=heads,
+            REPEAT=heads // tokens.shape[1],
+            DEPTH=depth,
+            CHANNELS=channels,
+            BLOCK_S=64,
+            BLOCK_G=block_g,
+            BLOCK_C=max(16, triton.next_power_of_2(channels)),
+            HAS_INDEX=depth_index is not None,
+            PRECISION="ieee" if query.dtype == torch.float32 else "tf32x3",
+        )
+    entropy = query_views.new_empty(batch, heads, group)
+    block = min(256, max(16, triton.next_power_of_2(length)))
+    _mean_entropy[(batch * heads * group,)](
+        scalars[0],
+        scalars[1],
+        scalars if mask is None else mask.contiguous(),
+        entropy,
+        length,
+        HEADS=heads,
+        GROUP=group,
+        NODES=NODES,
+        BLOCK_K=min(64, block),
+        BLOCK_Q=block,
+        HAS_MASK=mask is not None,
+        num_warps=2,
+    )
+    return entropy

@@ -1,0 +1,78 @@
+"""What a layer's selector did in one forward, kept raw, and the statistics that are made of it when somebody asks.
+
+Training keeps a few small tensors a forward and computes nothing of them: a training step would pay for statistics that
+only every so many steps are logged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from maw import grpo
+
+__all__ = ["KEPT", "Record", "statistics"]
+
+KEPT = 256
+"""The latest forwards whose records a layer keeps until they are collected."""
+
+
+class Record(NamedTuple):
+    """One forward's texts; all detached. `reward` and `depth_index` hold all D arms under the exact estimator."""
+
+    logits: Float[Tensor, "B D"]
+    depth_index: Int[Tensor, "B G"]
+    reward: Float[Tensor, "B G"]
+    value: Float[Tensor, " B"]
+    auxiliary_loss: Float[Tensor, " B"]
+    policy_loss: Float[Tensor, " B"]
+    clip_share: Float[Tensor, " B"] | None
+    all_arms: bool
+
+
+def statistics(records: Sequence[Record]) -> dict[str, Tensor]:
+    """Means over the records of each forward's statistics; empty without records.
+
+    `depth_usage` is a vector, (D,); all others are scalars. Policy entropy is relative to log D, `kl` and `k3` are
+    against the uniform policy, `depth_information` is the mutual information of depth and text in nats.
+    """
+    if not records:
+        return {}
+    rows = [_of_one(record) for record in records]
+    return {name: torch.stack([row[name] for row in rows]).mean(dim=0) for name in rows[0]}
+
+
+@torch.no_grad()
+def _of_one(record: Record) -> dict[str, Tensor]:
+    logits, reward = record.logits, record.reward
+    depth = logits.shape[-1]
+    policy, uniform = logits.softmax(dim=-1), torch.zeros_like(logits)
+    kl = grpo.exact_kl(logits, uniform)
+    expected = -record.policy_loss if record.all_arms else reward.mean(dim=-1)
+    k3 = kl if record.all_arms else grpo.k3(logits, uniform, record.depth_index)
+    value_loss = (record.value - expected).square()
+    per_text = {
+        "auxiliary_loss": record.auxiliary_loss,
+        "policy_loss": record.policy_loss,
+        "value_loss": value_loss,
+        "reward": expected,
+        "reward_spread": reward.std(dim=-1, correction=0),
+        "zero_spread": grpo.zero_spread(reward),
+        "policy_entropy": grpo.policy_entropy(logits) / math.log(max(depth, 2)),
+        "kl": kl,
+        "k3": k3,
+        "clip_share": torch.zeros_like(kl) if record.clip_share is None else record.clip_share,
+    }
+    usage, spread = policy.mean(dim=0), expected.var(correction=0)
+    return {name: values.to(value_loss.dtype).mean() for name, values in per_text.items()} | {
+        # 0 where the rewards do not vary: there is nothing to explain
+        "value_explained_variance": torch.where(spread > grpo.EPSILON**2, 1 - value_loss.mean() / spread, 0.0),
+        "depth_information": torch.special.entr(usage).sum() - torch.special.entr(policy).sum(dim=-1).mean(),
+        "depths_alive": (usage >= 1 / (4 * depth)).to(usage.dtype).mean(),
+        "depth_usage": usage,
+    }
