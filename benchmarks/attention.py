@@ -1,125 +1,155 @@
-"""Speed and memory of MAW's attention: the 5D tensor as written, the identity (7), and plain attention.
+"""Speed and memory of MAW's attention alone: plain attention, MAW, and the 5D tensor as written.
 
-    python benchmarks/attention.py [--output FILE.json]
+    python benchmarks/attention.py [--device cuda] [--output FILE.json]
 
-The outputs and gradients of the shapes measured are compared with the reference first; nothing is reported if they
-disagree. Every figure is the median of several runs in this process; ratios are to the literal 5D form.
+Depth weights are given and forming W is included. For every shape the outputs and gradients are compared with the
+float64 reference first, on fewer texts and tokens where the reference would not fit; nothing is reported if they
+disagree. Figures are medians of at least 20 calls in this process (3 of the literal form); ratios are to plain attention.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from measuring import extra_bytes, extra_bytes_elsewhere, finish, median_ms, print_extra_bytes, ratio_table
 from torch import Tensor
 
-from maw import functional, reference
-from maw.benchmark.resources import describe_environment
+from maw import reference
+from maw.config import Kernels
+from maw.operations import TORCH, choose_operations
 
-SHAPE = {"B": 8, "H": 12, "S": 256, "C": 32, "D": 64}
-
-
-def draw(dtype: torch.dtype, device: torch.device, seed: int = 0) -> dict[str, Tensor]:
-    b, h, s, c, d = SHAPE.values()
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {"query": (b, h, s, c), "key": (b, h, s, c), "value": (b, h, s, c)}
-    shapes |= {"query_views": (h, d, c), "key_views": (h, d, c)}
-    drawn = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    drawn["depth_weight"] = torch.randn(b, d, generator=generator).softmax(dim=-1)
-    return {name: tensor.to(device, dtype) for name, tensor in drawn.items()}
+SHAPES = {"cpu": [(8, 12, 256, 32)], "cuda": [(4, 12, 8192, 64), (64, 12, 256, 64), (64, 12, 256, 32)]}
+DEPTH = 64
+DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
+LEAVES = ("query", "key", "value", "query_views", "key_views", "depth_weight")
 
 
-def methods(scale: float) -> dict[str, Callable[..., Tensor]]:
+def draw(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """q, k, v as an encoder has them, in its type; views and weights in float32."""
+    b, h, s, c = shape
+    generator = torch.Generator().manual_seed(0)
+    drawn = {
+        name: torch.randn(b, s, h, c, generator=generator).to(device, dtype).transpose(1, 2) for name in LEAVES[:3]
+    }
+    drawn |= {name: torch.randn(h, DEPTH, c, generator=generator).to(device) for name in LEAVES[3:5]}
+    drawn["depth_weight"] = torch.randn(b, DEPTH, generator=generator).softmax(dim=-1).to(device)
+    return drawn
+
+
+def scale(shape: tuple[int, ...]) -> float:
+    return shape[-1] ** 1.5  # logits of a few nats
+
+
+def methods(shape: tuple[int, ...], device: torch.device) -> dict[str, Callable[..., Tensor]]:
     def plain(query: Tensor, key: Tensor, value: Tensor, **views: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value)
 
-    def literal(**tensors: Tensor) -> Tensor:
-        return reference.depth_attention(**tensors, scale=scale)
+    def maw(kernels: Kernels) -> Callable[..., Tensor]:
+        def attend(query: Tensor, key: Tensor, value: Tensor, **views: Tensor) -> Tensor:
+            operations = choose_operations(kernels, query)
+            transformed = operations.transform_query(query, **views, scale=scale(shape))
+            return F.scaled_dot_product_attention(transformed, key, value, scale=1.0)
 
-    def identity(**tensors: Tensor) -> Tensor:
-        return functional.depth_attention(**tensors, scale=scale)
+        return attend
 
-    return {"literal": literal, "functional": identity, "plain attention": plain}
+    def literal(query: Tensor, key: Tensor, value: Tensor, **views: Tensor) -> Tensor:
+        views = {name: tensor.to(query.dtype) for name, tensor in views.items()}
+        return reference.depth_attention(query, key, value, **views, scale=scale(shape))
+
+    found = {"plain attention": plain, "MAW": maw("auto")}
+    if device.type == "cuda":
+        found["MAW without Triton"] = maw("torch")
+    if shape[0] * shape[1] * shape[2] ** 2 * DEPTH < 5e9:
+        found["literal 5D"] = literal
+    return found
 
 
-def check(scale: float, device: torch.device) -> float:
-    """The largest float32 error of functional, which may be at most twice the reference's own, both against float64."""
-    tensors = {
-        name: tensor[:1] if tensor.shape[0] == SHAPE["B"] else tensor
-        for name, tensor in draw(torch.float32, device).items()
+def check(shape: tuple[int, ...], device: torch.device) -> dict[str, float]:
+    """Errors of MAW against float64: at most twice the literal form's own in the same type, or 1e-5 in float32.
+
+    The two differ in order: a gradient of w or the views is one long sum here and many short ones there.
+    """
+    small = (min(shape[0], 2), shape[1], min(shape[2], 256), shape[3])
+    tensors = draw(small, DTYPE[device.type], device)
+    probe = torch.randn(small, device=device)
+
+    def run(method: Callable[..., Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+        given = {name: tensor.to(dtype or tensor.dtype).clone().requires_grad_() for name, tensor in tensors.items()}
+        output = method(**given)
+        return [output, *torch.autograd.grad(output, list(given.values()), probe.to(output.dtype))]
+
+    found = methods(small, device)
+    exact = run(found["literal 5D"], torch.float64)
+    errors = {}
+    for name, actual, bound, truth in zip(
+        ("output", *LEAVES), run(found["MAW"]), run(found["literal 5D"]), exact, strict=True
+    ):
+        error, allowed = (float((tensor - truth).norm().detach() / truth.norm().detach()) for tensor in (actual, bound))
+        if not error <= max(2 * allowed, 1e-5 if actual.dtype == DTYPE["cpu"] else 0.0):
+            raise SystemExit(f"at {shape} MAW's {name} is off by {error}, the literal form by {allowed}: no report")
+        errors[name] = error
+    return errors
+
+
+def measure(shape: tuple[int, ...], device: torch.device) -> dict[str, dict[str, float]]:
+    rows = {}
+    for name, method in methods(shape, device).items():
+        runs = 3 if name == "literal 5D" else 30
+        tensors = draw(shape, DTYPE[device.type], device)
+        leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
+        probe = torch.randn_like(tensors["query"])
+
+        def forward(method=method, tensors=tensors) -> None:
+            with torch.no_grad():
+                method(**tensors)
+
+        def both(method=method, leaves=leaves, probe=probe) -> None:
+            torch.autograd.grad(method(**leaves), list(leaves.values()), probe, allow_unused=True)
+
+        rows[name] = {
+            "forward ms": median_ms(forward, device, runs),
+            "fwd + bwd ms": median_ms(both, device, runs),
+        }
+        if device.type == "cuda":
+            rows[name]["extra MiB"] = extra_bytes(both, device) / 2**20
+        else:
+            arguments = (__file__, "--memory", name, "--shape", *map(str, shape))
+            rows[name]["extra MiB"] = extra_bytes_elsewhere(*arguments) / 2**20
+    return rows
+
+
+def measure_entropy(shape: tuple[int, ...], device: torch.device) -> dict[str, dict[str, float]]:
+    """Mean entropy of 8 sampled slices a text, and of all D."""
+    tensors = draw(shape, DTYPE[device.type], device)
+    given = [tensors[name] for name in ("query", "key", "query_views", "key_views")]
+    indices = {
+        "8 sampled slices": torch.randint(DEPTH, (shape[0], 8), device=device),
+        f"all {DEPTH} slices": torch.arange(DEPTH, device=device).expand(shape[0], -1),
     }
-    exact = {name: tensor.double() for name, tensor in tensors.items()}
-    with torch.no_grad():
-        truth = reference.depth_attention(**exact, scale=scale)
-        error, bound = (
-            float((methods(scale)[name](**tensors) - truth).abs().max()) for name in ("functional", "literal")
-        )
-        double = float((functional.depth_attention(**exact, scale=scale) - truth).abs().max())
-    if not (error <= 2 * bound and double <= 1e-12):
-        raise SystemExit(
-            f"at {SHAPE} functional is off by {error} in float32 (reference: {bound}) and by {double} in float64: "
-            "nothing is reported"
-        )
-    return error
+    rows = {}
+    for kernels in ("auto", "torch") if device.type == "cuda" else ("torch",):
+        entropy = choose_operations(kernels, given[0]).slice_entropy
+        for name, index in indices.items():
 
+            def function(entropy=entropy, index=index) -> Tensor:
+                return entropy(*given, index, scale=scale(shape))
 
-def seconds(method: Callable[..., Tensor], device: torch.device, *, backward: bool, runs: int) -> float:
-    tensors = draw(torch.float32, device)
-    if backward:
-        tensors = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
-    times = []
-    for _ in range(runs + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        with torch.set_grad_enabled(backward):
-            output = method(**tensors)
-            if backward:
-                output.sum().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-
-def extra_bytes(name: str, device: torch.device) -> int:
-    """Memory that one forward adds at its peak, in a process of its own (a process's peak never falls)."""
-    command = [sys.executable, __file__, "--memory", name, "--device", str(device)]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
-    return int(answer.stdout)
-
-
-def peak_resident_bytes() -> int:
-    """The process's largest resident size so far; Linux's own figure, since getrusage counts the parent's in."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        raise SystemExit("memory on a CPU is read from /proc/self/status: run this on Linux, or with --device cuda")
-    return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-
-
-def measure_memory(name: str, device: torch.device, scale: float) -> None:
-    tensors = draw(torch.float32, device)
-    small = {key: tensor[..., :1, :] if tensor.ndim == 4 else tensor for key, tensor in tensors.items()}
-    method = methods(scale)[name]
-    with torch.no_grad():
-        method(**small)  # libraries and kernels are loaded before the baseline is read
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            method(**tensors)
-            print(torch.cuda.max_memory_allocated() - before)
-            return
-        before = peak_resident_bytes()
-        method(**tensors)
-        print(peak_resident_bytes() - before)
+            sample = slice(0, 1)
+            exact = TORCH.slice_entropy(
+                *(tensor[sample].double() if tensor.shape[0] == shape[0] else tensor.double() for tensor in given),
+                index[sample],
+                scale=scale(shape),
+            )
+            error = float((function()[sample] - exact).abs().max())
+            if not error < 1e-3:
+                raise SystemExit(f"at {shape} the entropy of {name} ({kernels}) is off by {error}: no report")
+            slow = kernels == "torch" and device.type == "cuda"
+            rows[f"{name}{', PyTorch' if slow else ''}"] = {"ms": median_ms(function, device, 3 if slow else 20)}
+    return rows
 
 
 def main() -> None:
@@ -127,33 +157,27 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also write the figures as JSON")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
+    parser.add_argument("--shape", type=int, nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    scale = SHAPE["C"] ** 1.5  # logits of a few nats
     if arguments.memory:
-        measure_memory(arguments.memory, device, scale)
+        shape = tuple(arguments.shape)
+        tensors, method = draw(shape, torch.float32, device), methods(shape, device)[arguments.memory]
+        with torch.no_grad():
+            # libraries are loaded before the baseline is read
+            method(**{name: tensor[..., :1, :] if tensor.ndim == 4 else tensor for name, tensor in tensors.items()})
+            print_extra_bytes(lambda: method(**tensors))
         return
-    error = check(scale, device)
-    rows = {}
-    for name, method in methods(scale).items():
-        runs = 3 if name == "literal" else 20
-        rows[name] = {
-            "forward_ms": 1e3 * seconds(method, device, backward=False, runs=runs),
-            "forward_backward_ms": 1e3 * seconds(method, device, backward=True, runs=runs),
-            "extra_MiB": extra_bytes(name, device) / 2**20,
-        }
-    print(f"{SHAPE}, float32, {device}; largest float32 error {error:.1e}")
-    print(f"{'':16} {'forward':>12} {'fwd + bwd':>12} {'extra memory':>14} {'literal / this':>15} {'memory share':>13}")
-    for name, row in rows.items():
-        faster = rows["literal"]["forward_ms"] / row["forward_ms"]
-        share = row["extra_MiB"] / rows["literal"]["extra_MiB"]
-        print(
-            f"{name:16} {row['forward_ms']:9.2f} ms {row['forward_backward_ms']:9.2f} ms {row['extra_MiB']:10.1f} MiB "
-            f"{faster:15.1f} {share:12.2%}"
-        )
-    if arguments.output:
-        results = {"shape": SHAPE, "error": error, "rows": rows, "environment": describe_environment(device)}
-        arguments.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    results = {}
+    for shape in SHAPES[device.type]:
+        errors = check(shape, device)
+        title = f"B{shape[0]} H{shape[1]} S{shape[2]} C{shape[3]} D{DEPTH}, {DTYPE[device.type]}"
+        rows = measure(shape, device)
+        ratio_table(f"{title}; largest error against float64 {max(errors.values()):.1e}", rows, "plain attention")
+        entropy = measure_entropy(shape, device)
+        ratio_table(f"{title}: entropy reward", entropy, next(iter(entropy)))
+        results[title] = {"attention": rows, "entropy": entropy, "errors": errors}
+    finish({"shapes": results}, device, arguments.output)
 
 
 if __name__ == "__main__":

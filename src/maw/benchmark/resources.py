@@ -65,14 +65,21 @@ def measure(device: torch.device, every: float = 0.05) -> Generator[Cost]:
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Versions, hardware and, in a git checkout, the commit of this library."""
     packages = ("torch", "transformers", "sentence-transformers", "peft", "accelerate", "ir-measures", "bm25s", "numpy")
-    environment: dict[str, Any] = {name: importlib.metadata.version(name) for name in packages}
-    environment["maw"] = importlib.metadata.version("maw-attention")
+    environment: dict[str, Any] = {name: _version(name) for name in packages}
+    environment["maw"] = _version("maw-attention")
     environment["python"] = platform.python_version()
     environment["system"] = f"{platform.system()} {platform.machine()}"
     environment["threads"] = torch.get_num_threads()
     environment["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     environment["commit"] = _commit()
     return environment
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

@@ -1,0 +1,93 @@
+"""Median times and peak memory of a callable, on a CPU or a CUDA device; the table and file that hold them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maw.benchmark.resources import describe_environment
+
+__all__ = ["extra_bytes", "finish", "median_ms", "print_extra_bytes", "ratio_table"]
+
+
+def median_ms(function: Callable[[], Any], device: torch.device, runs: int = 20) -> float:
+    """Median milliseconds of a call after warming up; on a CUDA device by events, the cache emptied before each."""
+    if device.type == "cuda":
+        from triton.testing import do_bench
+
+        function()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        torch.cuda.synchronize()
+        once = max(1e3 * (time.perf_counter() - start), 0.05)
+        return do_bench(function, warmup=5 * once, rep=max(runs, 20) * once, return_mode="median")
+    function()
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+def extra_bytes(function: Callable[[], Any], device: torch.device) -> int:
+    """Memory that a call adds at its peak on a CUDA device."""
+    function()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    function()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def extra_bytes_elsewhere(*arguments: str) -> int:
+    """What Python prints with these arguments: on a CPU a process's peak never falls, so each has its own."""
+    answer = subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True)
+    return int(answer.stdout)
+
+
+def print_extra_bytes(function: Callable[[], Any]) -> None:
+    """Print the memory that a call adds at its peak to this process."""
+    before = _peak_resident_bytes()
+    function()
+    print(_peak_resident_bytes() - before)
+
+
+def _peak_resident_bytes() -> int:
+    """The process's largest resident size so far; Linux's own figure, since getrusage counts the parent's in."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        raise SystemExit("memory on a CPU is read from /proc/self/status: run this on Linux, or with --device cuda")
+    return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+
+
+def ratio_table(title: str, rows: Mapping[str, Mapping[str, float]], base: str) -> None:
+    """Print each row's figures, and in brackets its ratio to the row `base`."""
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    print(f"\n{title}\n{'':26}" + "".join(f"{column:>24}" for column in columns))
+    for name, row in rows.items():
+        cells = []
+        for column in columns:
+            if column not in row:
+                cells.append(f"{'-':>24}")
+                continue
+            share = row[column] / rows[base][column] if rows[base].get(column) else float("nan")
+            cells.append(f"{row[column]:14.3f} ({share:6.3f}x)")
+        print(f"{name:26}" + "".join(cells))
+
+
+def finish(results: dict[str, Any], device: torch.device, output: Path | None) -> None:
+    """Write the figures with their environment."""
+    if output is not None:
+        results = {"command": " ".join(sys.argv), "environment": describe_environment(device), **results}
+        output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
