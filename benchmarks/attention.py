@@ -4,7 +4,8 @@
 
 Depth weights are given and forming W is included. For every shape the outputs and gradients are compared with the
 float64 reference first, on fewer texts and tokens where the reference would not fit; nothing is reported if they
-disagree. Figures are medians of at least 20 calls in this process (3 of the literal form); ratios are to plain attention.
+disagree. Figures are medians of at least 20 calls in this process (3 of the literal form); ratios are to plain
+attention.
 """
 
 from __future__ import annotations
