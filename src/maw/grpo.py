@@ -10,6 +10,8 @@ Schulman 2020, Approximating KL Divergence (k3); method.md section 4.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -17,13 +19,16 @@ from torch import Tensor
 from maw.config import Advantage
 
 __all__ = [
+    "GroupLoss",
     "clipped_policy_loss",
     "exact_kl",
     "exact_policy_loss",
     "group_advantages",
+    "group_loss",
     "k3",
     "log_probability",
     "policy_entropy",
+    "regularisation",
     "sample_group",
     "value_loss",
     "zero_spread",
@@ -126,6 +131,58 @@ def clipped_policy_loss(
     plain = ratio * advantages
     limited = ratio.clamp(1 - clip, 1 + clip) * advantages
     return -torch.minimum(plain, limited).mean(dim=-1), (limited < plain).to(logits.dtype).mean(dim=-1)
+
+
+class GroupLoss(NamedTuple):
+    """The auxiliary loss per text, its policy part before any weight, and the share of clipped choices."""
+
+    loss: Float[Tensor, " B"]
+    policy_loss: Float[Tensor, " B"]
+    clip_share: Float[Tensor, " B"]
+
+
+def group_loss(
+    logits: Float[Tensor, "B D"],
+    value: Float[Tensor, " B"],
+    depth_index: Int[Tensor, "B G"],
+    reward: Float[Tensor, "B G"],
+    sampled_log_probability: Float[Tensor, "B G"],
+    *,
+    advantage: Advantage,
+    clip: float,
+    auxiliary_weight: float,
+    value_weight: float,
+    kl_weight: float,
+    entropy_weight: float,
+) -> GroupLoss:
+    """auxiliary_weight * (policy + value_weight * value + kl_weight * KL(pi || uniform) - entropy_weight * entropy).
+
+    >>> depth, r = torch.tensor([[0, 1]]), torch.tensor([[0.0, 1.0]])
+    >>> weights = {"auxiliary_weight": 1.0, "value_weight": 0.5, "kl_weight": 0.0, "entropy_weight": 0.0}
+    >>> logits, before = torch.zeros(1, 2), log_probability(torch.zeros(1, 2), depth)
+    >>> group_loss(logits, torch.zeros(1), depth, r, before, advantage="none", clip=0.2, **weights).loss.tolist()
+    [0.125]
+    """
+    advantages = group_advantages(reward, advantage, value)
+    policy_loss, clip_share = clipped_policy_loss(logits, depth_index, advantages, sampled_log_probability, clip=clip)
+    loss = policy_loss + value_weight * value_loss(value, reward) + regularisation(logits, kl_weight, entropy_weight)
+    return GroupLoss(auxiliary_weight * loss, policy_loss.detach(), clip_share)
+
+
+def regularisation(
+    logits: Float[Tensor, "B D"], kl_weight: float, entropy_weight: float
+) -> Float[Tensor, " B"] | float:
+    """kl_weight * KL(pi || uniform) - entropy_weight * entropy; nothing is computed of a part without weight.
+
+    >>> regularisation(torch.zeros(1, 2), 0.0, 0.0)
+    0.0
+    """
+    part: Tensor | float = 0.0
+    if kl_weight:
+        part = part + kl_weight * exact_kl(logits, torch.zeros_like(logits))
+    if entropy_weight:
+        part = part - entropy_weight * policy_entropy(logits)
+    return part
 
 
 def exact_policy_loss(logits: Float[Tensor, "B D"], rewards: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:

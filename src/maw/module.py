@@ -16,7 +16,7 @@ from maw.auxiliary import GradientScale, add_gradient, in_backward
 from maw.config import MAWConfig
 from maw.errors import MAWError
 from maw.functional import query_transform
-from maw.operations import Operations, choose_operations
+from maw.operations import TORCH, Operations, choose_operations
 from maw.records import KEPT, Record, statistics
 from maw.rewards import entropy_reward
 from maw.selector import Selector, depth_weights
@@ -32,6 +32,16 @@ class Rollout(NamedTuple):
     depth_index: Int[Tensor, "B G"]
     log_probability: Float[Tensor, "B G"]
     reward: Float[Tensor, "B G"]
+
+
+class _Choice(NamedTuple):
+    """How the depths of a batch are mixed and which are to be rewarded; `logits` are those of the detached state."""
+
+    state: Float[Tensor, "B S"]
+    logits: Float[Tensor, "B D"]
+    depth_weight: Float[Tensor, "B D"]
+    depth_index: Int[Tensor, "B G"]
+    log_probability: Float[Tensor, "B G"]
 
 
 class DepthAttention(nn.Module):
@@ -109,13 +119,16 @@ class DepthAttention(nn.Module):
         with torch.autocast(query.device.type, enabled=False):
             operations = choose_operations(self.config.kernels, query)
             state = operations.token_mean(query, mask).to(self.query_views.dtype)
-            query_transformed = operations.transform_query(
-                query, self.query_views, self.key_views, self.weights(state), **self._divided_by_scaling()
-            )
+            choice = None
             if self.training and self.config.selection != "uniform":
-                query_transformed = self._with_auxiliary(
-                    query_transformed, query.detach(), key.detach(), state, mask, operations
-                )
+                choice = self._choose(state, operations)
+            weight = self.weights(state) if choice is None else choice.depth_weight
+            query_transformed = operations.transform_query(
+                query, self.query_views, self.key_views, weight, **self._divided_by_scaling()
+            )
+            if choice is not None:
+                reward = self._reward(query.detach(), key.detach(), mask, choice.depth_index, operations)
+                query_transformed = self._with_auxiliary(query_transformed, choice, reward, operations)
         if attend is None:
             attention_mask = None if mask is None else mask[:, None, None, :]
             return F.scaled_dot_product_attention(query_transformed, key, value, attention_mask, scale=self.scaling)
@@ -143,23 +156,39 @@ class DepthAttention(nn.Module):
 
     # The auxiliary loss
 
+    def _choose(self, state: Tensor, operations: Operations) -> _Choice:
+        """Depth weights whose gradient reaches the encoder, and a group of depths whose loss must not."""
+        config, detached = self.config, state.detach()
+        logits, own_logits = self._logits(torch.cat([state, detached])).chunk(2)
+        if config.estimator == "sampled" and config.selection == "gumbel":
+            chosen = operations.gumbel_and_group(logits, tau=config.tau, group_size=config.group_size)
+            return _Choice(detached, own_logits, *chosen)
+        weight = depth_weights(logits, selection=config.selection, tau=config.tau, training=True)
+        if config.estimator == "exact":
+            depth_index = torch.arange(config.depth, device=state.device).expand(state.shape[0], -1)
+        else:
+            depth_index = grpo.sample_group(logits, config.group_size)
+        log_probability = grpo.log_probability(logits.detach(), depth_index)
+        return _Choice(detached, own_logits, weight, depth_index, log_probability)
+
+    @torch.no_grad()
+    def _reward(
+        self, query: Tensor, key: Tensor, mask: Tensor | None, depth_index: Tensor, operations: Operations
+    ) -> Tensor:
+        views = self.query_views, self.key_views
+        return entropy_reward(query, key, *views, depth_index, scale=self.scale, mask=mask, operations=operations)
+
     def _with_auxiliary(
-        self,
-        query_transformed: Tensor,
-        query: Tensor,
-        key: Tensor,
-        state: Tensor,
-        mask: Tensor | None,
-        operations: Operations,
+        self, query_transformed: Tensor, choice: _Choice, reward: Tensor, operations: Operations
     ) -> Tensor:
         """The transformed query, carrying the gradient of the selector's loss on these texts.
 
         A checkpointed layer runs twice, the second time inside backward: what happened is recorded the first time, and
         both times draw the same random numbers.
         """
-        texts, again = state.shape[0], in_backward()
-        rollout, logits = self._sample(state.detach(), query, key, mask, operations)
-        loss, record = self._rollout_loss(rollout, logits)
+        texts, again = len(reward), in_backward()
+        rollout = Rollout(choice.state, choice.depth_index, choice.log_probability, reward)
+        loss, record = self._rollout_loss(rollout, choice.logits, operations)
         if not again:
             self.gradient_scale.texts += texts
             self.records.append(record)
@@ -169,41 +198,23 @@ class DepthAttention(nn.Module):
             return query_transformed
         return add_gradient(query_transformed, loss.sum(), self.gradient_scale, texts)
 
-    def _sample(
-        self, state: Tensor, query: Tensor, key: Tensor, mask: Tensor | None, operations: Operations
-    ) -> tuple[Rollout, Tensor]:
-        """One group of depths per text with their rewards, and the logits they were drawn from."""
-        logits = self._logits(state)
-        with torch.no_grad():
-            if self.config.estimator == "exact":
-                depth_index = torch.arange(self.config.depth, device=state.device).expand(state.shape[0], -1)
-            else:
-                depth_index = grpo.sample_group(logits, self.config.group_size)
-            views = self.query_views, self.key_views
-            reward = entropy_reward(query, key, *views, depth_index, scale=self.scale, mask=mask, operations=operations)
-            return Rollout(state, depth_index, grpo.log_probability(logits, depth_index), reward), logits
-
-    def _rollout_loss(self, rollout: Rollout, logits: Tensor) -> tuple[Tensor, Record]:
-        """auxiliary_weight * (policy + value_weight * value + kl_weight * KL - entropy_weight * entropy), per text."""
-        config, reward = self.config, rollout.reward
+    def _rollout_loss(self, rollout: Rollout, logits: Tensor, operations: Operations = TORCH) -> tuple[Tensor, Record]:
+        """The auxiliary loss per text, and what is remembered of it."""
+        config, reward, depth_index = self.config, rollout.reward, rollout.depth_index
         value = self.selector.value(rollout.state)
-        all_arms, clip_share = config.estimator == "exact", None
-        if all_arms:
-            policy_loss = grpo.exact_policy_loss(logits, reward)
-            expected = -policy_loss.detach()[:, None]
+        if config.estimator == "exact":
+            policy_loss, clip_share = grpo.exact_policy_loss(logits, reward), None
+            loss = policy_loss + config.value_weight * grpo.value_loss(value, -policy_loss[:, None])
+            loss = loss + grpo.regularisation(logits, config.kl_weight, config.entropy_weight)
+            loss = config.auxiliary_weight * loss
         else:
-            advantage = grpo.group_advantages(reward, config.advantage, value)
-            policy_loss, clip_share = grpo.clipped_policy_loss(
-                logits, rollout.depth_index, advantage, rollout.log_probability, clip=config.clip
+            names = ("advantage", "clip", "auxiliary_weight", "value_weight", "kl_weight", "entropy_weight")
+            settings = {name: getattr(config, name) for name in names}
+            loss, policy_loss, clip_share = operations.group_loss(
+                logits, value, depth_index, reward, rollout.log_probability, **settings
             )
-            expected = reward
-        loss = policy_loss + config.value_weight * grpo.value_loss(value, expected)
-        if config.kl_weight:
-            loss = loss + config.kl_weight * grpo.exact_kl(logits, torch.zeros_like(logits))
-        if config.entropy_weight:
-            loss = loss - config.entropy_weight * grpo.policy_entropy(logits)
-        loss = config.auxiliary_weight * loss
-        kept = (logits, rollout.depth_index, reward, value, loss, policy_loss)
+        kept = (logits, depth_index, reward, value, loss, policy_loss)
+        all_arms = config.estimator == "exact"
         return loss, Record(*(tensor.detach() for tensor in kept), clip_share=clip_share, all_arms=all_arms)
 
     def replay_loss(self) -> Tensor | None:

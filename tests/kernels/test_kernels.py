@@ -166,7 +166,51 @@ def test_token_mean_ignores_what_is_no_token(dtype, masked):
     torch.testing.assert_close(actual, expected, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("depth", [4, 16, 19])
+@pytest.mark.parametrize("depth", [5, 19])
+def test_gumbel_weights_and_group_follow_from_the_noise(depth, monkeypatch):
+    logits = torch.randn(BATCH, depth, device=DEVICE).requires_grad_()
+    noise = torch.rand(BATCH, 4, depth, device=DEVICE) + 0.1
+    monkeypatch.setattr(Tensor, "exponential_", lambda self: self.copy_(noise))
+    weights, depth_index, log_probability = operations().gumbel_and_group(logits, tau=2.0, group_size=3)
+    expected = ((logits - noise[:, 0].log()) / 2.0).softmax(dim=-1)
+    torch.testing.assert_close(weights, expected)
+    policy = logits.detach().softmax(dim=-1)
+    assert (depth_index == (policy[:, None] / noise[:, 1:]).argmax(dim=-1)).all()
+    torch.testing.assert_close(log_probability, policy.log().gather(1, depth_index))
+    probe = torch.randn_like(weights)
+    torch.testing.assert_close(*(torch.autograd.grad(w, logits, probe)[0] for w in (weights, expected)))
+
+
+def test_groups_are_drawn_from_the_policy():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -30.0, 0.5]], device=DEVICE)
+    draws = 4000 if GPU else 400
+    _, depth_index, _ = operations().gumbel_and_group(logits, tau=1.0, group_size=draws)
+    share = torch.bincount(depth_index[0], minlength=5) / draws
+    torch.testing.assert_close(share, logits.softmax(dim=-1)[0], rtol=0, atol=4 / draws**0.5)
+
+
+@pytest.mark.parametrize("advantage", ["std", "none", "leave-one-out"])
+@pytest.mark.parametrize("group", [1, 2, 5])
+def test_group_loss_and_its_gradients(advantage, group):
+    depth = 7
+    logits, before = torch.randn(2, 6, depth, device=DEVICE)  # far from the policy that was sampled: some are clipped
+    reward, value = torch.randn(6, group, device=DEVICE), torch.randn(6, device=DEVICE)
+    reward[0] = 0.5
+    index = torch.randint(depth, (6, group), device=DEVICE)
+    sampled = before.log_softmax(dim=-1).gather(1, index)
+    settings = {"auxiliary_weight": 0.3, "value_weight": 0.7, "kl_weight": 0.2, "entropy_weight": 0.1, "clip": 0.2}
+    probe, found = torch.randn(6, device=DEVICE), []
+    for function, dtype in ((operations().group_loss, torch.float32), (TORCH.group_loss, torch.float64)):
+        leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (logits, value)]
+        rest = (index, reward.to(dtype), sampled.to(dtype))
+        outcome = function(*leaves, *rest, advantage=advantage, **settings)
+        found.append((*outcome, *torch.autograd.grad(outcome.loss, leaves, probe.to(dtype))))
+    assert found[1][2].sum() > 0
+    for actual, expected in zip(*found, strict=True):
+        torch.testing.assert_close(actual.detach().double(), expected.detach().double(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [4, 19])
 def test_a_whole_layer_gives_what_it_gives_in_pytorch(depth):
     """Output and gradients of training, auxiliary loss included, with the random numbers of both alike."""
     outcomes = []

@@ -191,7 +191,7 @@ def _blocks(channels: int, depth: int, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "BLOCK_Q": 64,
         "BLOCK_C": max(16, triton.next_power_of_2(channels)),
-        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32x3",
         "CHANNELS": channels,
         "DEPTH": depth,
         "ROWS": ROWS,
