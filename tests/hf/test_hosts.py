@@ -333,11 +333,20 @@ def test_a_query_head_is_paired_with_the_key_head_that_it_uses(fused):
 # FlexAttention
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler to itself
-@pytest.mark.parametrize("name", ["bert", "qwen3"])
-def test_flex_attention_gives_what_sdpa_gives(name):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])  # compiling takes a minute
+@pytest.mark.parametrize("name", ["bert", "modernbert", "qwen3", "gemma3_text"])
+def test_flex_attention_gives_what_sdpa_gives(name, compiled):
     model = stir(attach(build(name)))
-    expected = hidden(model)
+    inputs = [(TOKENS, MASK), (TOKENS, None)]
+    if HOSTS[name].left_padding:
+        inputs.append((TOKENS.flip(1), MASK.flip(1)))
+    expected = [hidden(model, *given) for given in inputs]
     model.set_attn_implementation("flex_attention")
     assert model.backbone.config._attn_implementation == "flex_attention"
-    torch.testing.assert_close(hidden(model)[REAL], expected[REAL], atol=1e-5, rtol=1e-5)
+    for given, wanted in zip(inputs, expected, strict=True):
+        with torch.compiler.set_stance("default" if compiled else "force_eager"):
+            actual = hidden(model, *given)
+        real = torch.ones_like(REAL) if given[1] is None else given[1].bool()
+        torch.testing.assert_close(actual[real], wanted[real], atol=1e-5, rtol=1e-5)
