@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoModel
 
 import maw
 from maw.hf.attach import maw_layers
-from maw.hf.hosts import AttentionLayer, Family
+from maw.hf.hosts import AttentionLayer, Family, family_of
 from maw.hf.inputs import positions_from_first_token
 from maw.selector import token_mean
 from maw.shapes import repeat_heads
@@ -302,12 +303,23 @@ def test_positions_begin_at_the_first_real_token():
     assert positions_from_first_token(mask).tolist() == [[0, 1, 2], [0, 0, 1], [0, 0, 0], [0, 0, 1]]
 
 
-def test_gemmas_multimodal_model_is_refused():
-    config = type("Config", (), {"model_type": "gemma3"})()
-    from maw.hf.hosts import family_of
-
-    with pytest.raises(maw.MAWError, match=r"multimodal.*\.language_model"):
-        family_of(type("Gemma3Model", (), {"config": config})())
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("albert", "shares one attention module"),
+        ("deberta", "change the position terms"),
+        ("deberta-v2", "change the position terms"),
+        ("t5", "relative position bias"),
+        ("mt5", "relative position bias"),
+        ("umt5", "relative position bias"),
+        ("gemma3", r"multimodal.*\.language_model"),
+        ("gpt2", "'gpt2'.*is not supported"),
+    ],
+)
+def test_other_families_are_refused_by_name(kind, words):
+    config = SimpleNamespace(model_type=kind)
+    with pytest.raises(maw.MAWError, match=rf"(?s){words}.*Supported: bert, .*mpnet, .*gemma3_text"):
+        family_of(SimpleNamespace(config=config))
 
 
 # Projections
