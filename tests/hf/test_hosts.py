@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -132,8 +133,11 @@ def _gradients(model):
 @pytest.mark.parametrize(("name", "kernel"), WITH_KERNEL)
 def test_sixteen_bits_stay_finite(name, kernel):
     model = stir(attach(build(name, kernel))).train()
-    with torch.autocast("cpu", torch.bfloat16):
-        model(input_ids=TOKENS, attention_mask=MASK).last_hidden_state[REAL].float().square().mean().backward()
+    for side in (0, 1):  # padding on the right, then on the left: rows without any key, in a causal host
+        tokens, mask = (part.roll(-LENGTH * side, dims=1) for part in (TOKENS, MASK))
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(input_ids=tokens, attention_mask=mask).last_hidden_state
+        out[mask.bool()].float().square().mean().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     exact = hidden(model.eval())
     with torch.autocast("cpu", torch.bfloat16):
@@ -150,7 +154,22 @@ def test_save_and_load_are_bit_equal(name, tmp_path):
     assert isinstance(loaded, maw.MAWModel)
     assert torch.equal(hidden(loaded), expected)
     assert loaded.config.hidden_size == 24
-    assert torch.equal(hidden(copy.deepcopy(loaded)), expected)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_copies_are_whole_and_independent(name):
+    model = stir(attach(build(name), layers=[-1]))
+    expected = hidden(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(hidden(twin), expected)
+        stir(twin)
+        assert not torch.allclose(hidden(twin), expected, atol=1e-3)
+        plain = maw.detach(twin)
+        assert not plain._forward_pre_hooks
+        assert not maw_layers(plain)
+    assert torch.equal(hidden(model), expected)
+    with pytest.raises(maw.MAWError, match="flattened"):
+        model(input_ids=TOKENS, cu_seq_lens_q=TOKENS[0])
 
 
 @pytest.mark.parametrize("name", EVERY)

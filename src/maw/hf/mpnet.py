@@ -8,7 +8,7 @@ MAW transforms the query; position bias and mask stay the host's. A slice, for t
 
 from __future__ import annotations
 
-import types
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ KERNELS = ("eager",)
 def carry(attention: Any, host_config: Any) -> None:
     """Let one MPNet attention layer compute its attention here."""
     attention.maw_host_config = host_config
-    attention.forward = types.MethodType(_forward, attention)
+    attention.forward = partial(_forward, attention)  # not a bound method, which could not be pickled
 
 
 def release(attention: Any) -> None:
