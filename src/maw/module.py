@@ -20,6 +20,7 @@ from maw.operations import TORCH, Operations, choose_operations
 from maw.records import KEPT, Record, statistics
 from maw.rewards import entropy_reward
 from maw.selector import Selector, depth_weights
+from maw.shapes import repeat_heads
 from maw.views import Views
 
 __all__ = ["DepthAttention", "Rollout"]
@@ -97,8 +98,8 @@ class DepthAttention(nn.Module):
     def forward(
         self,
         query: Float[Tensor, "B H Q C"],
-        key: Float[Tensor, "B H K C"],
-        value: Float[Tensor, "B H K C"],
+        key: Float[Tensor, "B Hkv K C"],
+        value: Float[Tensor, "B Hkv K C"],
         mask: Bool[Tensor, "B K"] | None = None,
         *,
         attend: Callable[[Tensor], object] | None = None,
@@ -107,8 +108,8 @@ class DepthAttention(nn.Module):
 
         Args:
             query: q, (B, H, Q, C).
-            key: k, (B, H, K, C).
-            value: v, (B, H, K, C).
+            key: k, (B, Hkv, K, C); Hkv is H, or a divisor of H where query heads share keys.
+            value: v, (B, Hkv, K, C).
             mask: (B, K), True where there is a token; queries and keys are the same tokens.
             attend: the host's attention as a function of the query alone; it applies `scaling` and its own mask.
                 None is scaled-dot-product attention with `mask`.
@@ -131,6 +132,7 @@ class DepthAttention(nn.Module):
                 query_transformed = self._with_auxiliary(query_transformed, choice, reward, operations)
         if attend is None:
             attention_mask = None if mask is None else mask[:, None, None, :]
+            key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
             return F.scaled_dot_product_attention(query_transformed, key, value, attention_mask, scale=self.scaling)
         return attend(query_transformed)
 

@@ -26,6 +26,7 @@ from maw.grpo import GroupLoss
 from maw.interpolation import NODES, mean_slice_entropy
 from maw.kernels import use_triton
 from maw.selector import depth_weights, token_mean
+from maw.shapes import repeat_heads
 
 __all__ = ["TORCH", "Operations", "choose_operations", "gumbel_and_group", "slice_entropy"]
 
@@ -42,7 +43,7 @@ class Operations(NamedTuple):
 
 def slice_entropy(
     query: Float[Tensor, "B H S C"],
-    key: Float[Tensor, "B H S C"],
+    key: Float[Tensor, "B Hkv S C"],
     query_views: Float[Tensor, "H D C"],
     key_views: Float[Tensor, "H D C"],
     depth_index: Int[Tensor, "B G"],
@@ -57,7 +58,7 @@ def slice_entropy(
 
     Args:
         query: q, (B, H, S, C).
-        key: k, (B, H, S, C).
+        key: k, (B, Hkv, S, C).
         query_views: f, (H, D, C).
         key_views: g, (H, D, C).
         depth_index: the chosen depths, (B, G); `torch.arange(D).expand(B, D)` gives all arms.
@@ -78,6 +79,7 @@ def slice_entropy(
     with torch.autocast(query.device.type, enabled=False):
         chosen_query, chosen_key = (views.to(dtype)[:, depth_index] for views in (query_views, key_views))
         channels = query.shape[-1]
+        key = repeat_heads(key, query.shape[1])
         query_score = torch.einsum("hbgc,bhic->bhgi", chosen_query, query.to(dtype)) / channels
         key_score = torch.einsum("hbgc,bhjc->bhgj", chosen_key, key.to(dtype)) / channels
         if query.shape[2] > 2 * NODES:

@@ -12,7 +12,7 @@ __all__ = ["entropy_reward"]
 
 def entropy_reward(
     query: Float[Tensor, "B H Q C"],
-    key: Float[Tensor, "B H K C"],
+    key: Float[Tensor, "B Hkv K C"],
     query_views: Float[Tensor, "H D C"],
     key_views: Float[Tensor, "H D C"],
     depth_index: Int[Tensor, "B G"],
@@ -28,7 +28,7 @@ def entropy_reward(
 
     Args:
         query: q, (B, H, Q, C).
-        key: k, (B, H, K, C).
+        key: k, (B, Hkv, K, C).
         query_views: f, (H, D, C).
         key_views: g, (H, D, C).
         depth_index: the chosen depths, (B, G); `torch.arange(D).expand(B, D)` gives all arms.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from maw.errors import MAWError
 
-__all__ = ["check_arguments", "check_mask", "check_real_keys"]
+__all__ = ["check_arguments", "check_mask", "check_real_keys", "repeat_heads"]
 
 
 def check_arguments(
@@ -72,3 +73,12 @@ def check_real_keys(mask: Tensor) -> None:
     elif not bool(real.all()):
         row = int((~real).nonzero()[0])
         raise MAWError(f"mask: row {row} has no real key, so its attention is undefined: drop the empty text")
+
+
+def repeat_heads(key: Float[Tensor, "B Hkv K C"], heads: int) -> Float[Tensor, "B H K C"]:
+    """Keys as each query head sees them: query heads h * H/Hkv, h * H/Hkv + 1, ... share key head h.
+
+    >>> repeat_heads(torch.arange(2.0).view(1, 2, 1, 1), 4).flatten().tolist()
+    [0.0, 0.0, 1.0, 1.0]
+    """
+    return key if key.shape[1] == heads else key.repeat_interleave(heads // key.shape[1], dim=1)

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import (
     AlbertConfig,
     AlbertModel,
@@ -18,19 +19,16 @@ from transformers import (
     DistilBertModel,
     ElectraConfig,
     ElectraModel,
-    MPNetConfig,
-    MPNetModel,
     RobertaConfig,
     RobertaModel,
-    T5Config,
-    T5EncoderModel,
     XLMRobertaConfig,
     XLMRobertaModel,
 )
 
 import maw
 from maw.hf.attach import maw_layers
-from maw.hf.attention import key_mask
+from maw.hf.attention import maw_attention
+from maw.hf.masks import key_mask
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 31, "vocab_size": 61}
 FAMILIES = {
@@ -213,11 +211,6 @@ def test_attaching_is_repeatable_and_leaves_the_random_state_alone():
     ("model", "words"),
     [
         (lambda: AlbertModel(AlbertConfig(**SIZES, embedding_size=8)), "shares one attention module"),
-        (lambda: MPNetModel(MPNetConfig(**SIZES)), "position terms"),
-        (
-            lambda: T5EncoderModel(T5Config(vocab_size=61, d_model=8, num_layers=1, num_heads=2, d_kv=4)),
-            "position terms",
-        ),
         (lambda: BertForMaskedLM(BertConfig(**SIZES)), "task head"),
         (lambda: BertModel(BertConfig(**SIZES, is_decoder=True)), "decoder"),
         (lambda: torch.nn.Linear(2, 2), "Transformers encoder"),
@@ -256,17 +249,22 @@ def test_attaching_twice_and_detaching_nothing_are_errors():
             maw.attach(twice)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_an_attention_implementation_maw_cannot_call_is_refused_before_and_after():
+@pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3", "kernels-community/flash-attn2"])
+def test_flash_attention_is_refused_with_the_reason_before_and_after(name):
     model = build("bert")
-    model.config._attn_implementation = "flex_attention"
-    with pytest.raises(maw.MAWError, match="sdpa and eager"):
+    model.config._attn_implementation = name
+    with pytest.raises(maw.MAWError, match=r"several texts flattened .* attn_implementation='sdpa'"):
         maw.attach(model)
+    assert not maw_layers(model)
     model = build("bert")
     wrapped = maw.attach(model, maw.MAWConfig(depth=5)).model
-    model.config._attn_implementation = "flex_attention"
-    with pytest.raises(maw.MAWError, match="set to 'flex_attention'"):
-        hidden(wrapped)
+    model.config._attn_implementation = name
+    layer = model.encoder.layer[2].attention.self
+    query, key, value = torch.randn(3, 1, 3, 5, 8)
+    with pytest.raises(maw.MAWError, match=f"is set to '{name}' .*flattened"):
+        maw_attention(layer, query, key, value, None, scaling=layer.scaling)
+    model.config._attn_implementation = "sdpa"
+    hidden(wrapped)
 
 
 def test_the_bare_host_refuses_to_be_saved_without_maw(tmp_path):
@@ -293,15 +291,41 @@ def test_views_fall_back_to_frames_by_rule_and_say_so():
 # The token mask behind the host's masks
 
 
+def additive(allowed, least):
+    return torch.zeros(allowed.shape, dtype=least.dtype).masked_fill(~allowed, least)
+
+
 def test_key_mask_reads_every_form():
-    token = torch.tensor([[True, True, False]])
-    boolean = token[:, None, None, :].expand(1, 1, 3, 3)
-    additive = torch.zeros(1, 1, 3, 3).masked_fill(~boolean, torch.finfo(torch.float32).min)
-    infinite = torch.zeros(1, 1, 3, 3).masked_fill(~boolean, float("-inf"))
-    half = torch.zeros(1, 1, 3, 3, dtype=torch.float16).masked_fill(~boolean, torch.finfo(torch.float16).min)
-    assert key_mask(None, 3) is None
-    for mask in (boolean, additive, infinite, half, boolean[:, :, :1]):
-        assert torch.equal(key_mask(mask, 3), token)
-    for mask in (token, boolean[..., :2]):
-        with pytest.raises(maw.MAWError, match="cannot read an attention mask"):
-            key_mask(mask, 3)
+    token = torch.tensor([[False, True, True, False], [True, True, True, True]])
+    bidirectional = token[:, None, None, :].expand(2, 1, 4, 4)
+    i, j = torch.arange(4)[:, None], torch.arange(4)
+    causal, window = bidirectional & (j <= i), bidirectional & (j <= i) & (i - j < 2)
+    assert key_mask(None, 2, 4) is None
+    for allowed in (bidirectional, causal, window, bidirectional[:, :, :1]):
+        for mask in (
+            allowed,
+            additive(allowed, torch.tensor(torch.finfo(torch.float32).min)),
+            additive(allowed, torch.tensor(float("-inf"))),
+            additive(allowed, torch.tensor(torch.finfo(torch.float16).min, dtype=torch.float16)),
+        ):
+            assert torch.equal(key_mask(mask, 2, 4), token)
+    assert torch.equal(key_mask(causal[:1], 2, 4), token[:1].expand(2, -1))
+    for mask in (token, bidirectional[..., :3], bidirectional[:, :, :2], bidirectional.expand(2, 1, 4, 4)[:, :, :, :2]):
+        with pytest.raises(maw.MAWError, match="the attention mask must have shape"):
+            key_mask(mask, 2, 4)
+
+
+def test_key_mask_evaluates_a_block_mask_on_its_diagonal_alone():
+    token = torch.rand(2, 5) < 0.6
+    pairs = []
+
+    def causal(text, head, i, j):
+        pairs.append(torch.broadcast_tensors(text, i, j))
+        return (j <= i) & token[text, j]
+
+    block_mask = create_block_mask(causal, 2, None, 5, 5, device="cpu")
+    pairs.clear()
+    assert torch.equal(key_mask(block_mask, 2, 5), token)
+    [(text, i, j)] = pairs
+    assert text.shape == (2, 5)
+    assert torch.equal(i, j)

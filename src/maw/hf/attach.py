@@ -3,12 +3,12 @@
 An attention layer with MAW keeps its own class, weights and place. It gets a submodule `maw` and a shallow copy of
 the model's config whose attention implementation is named "maw"; Transformers then calls `maw_attention` for that
 layer alone, which transforms the query and calls whatever implementation the model is set to, with the model's own
-mask. Nothing else about the host changes, so taking MAW out restores it bit for bit.
+mask (MPNet does not go through that interface: `maw.hf.mpnet`). A hook before the host's forward sees to it that MAW
+gets whole texts (`maw.hf.inputs`). Nothing else about the host changes, so taking MAW out restores it bit for bit.
 """
 
 from __future__ import annotations
 
-import copy
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -19,8 +19,10 @@ from transformers import PreTrainedModel
 
 from maw.config import MAWConfig
 from maw.errors import MAWError
-from maw.hf.attention import IMPLEMENTATION, KERNELS
-from maw.hf.hosts import AttentionLayer, find_layers, head_weight
+from maw.hf import attention as interface
+from maw.hf import mpnet
+from maw.hf.hosts import AttentionLayer, family_of, find_layers
+from maw.hf.inputs import unwatch, watch
 from maw.module import DepthAttention
 from maw.views import (
     MAXIMAL_CONDITION,
@@ -168,25 +170,23 @@ def insert(host: PreTrainedModel, config: MAWConfig) -> tuple[LayerReport, ...]:
             f"num_heads is {config.num_heads} but the encoder has {heads} heads: MAW uses the encoder's own; "
             f"leave num_heads out or give {heads}"
         )
-    if host.config._attn_implementation not in KERNELS:
-        raise MAWError(
-            f"MAW runs on the attention implementations {' and '.join(KERNELS)}, the encoder is set to "
-            f"{host.config._attn_implementation!r}: load it with attn_implementation='sdpa'"
-        )
+    kernels = interface.KERNELS if layers[0].family.interface else mpnet.KERNELS
+    interface.check_kernel(host.config._attn_implementation, kernels)
     reports = []
     for index in config.layer_indices(len(layers)):
         layer = layers[index]
-        views = _initial_views(layer, heads, config)
+        views = _initial_views(layer, config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed * 10_007 + index)
-            maw = DepthAttention(config, views, scaling=layer.attention.scaling)
-        layer.attention.maw = maw.to(layer.query.weight.device).train(host.training)
-        layer.attention.maw_host_config = layer.attention.config
-        own = copy.copy(layer.attention.config)
-        own._attn_implementation = IMPLEMENTATION
-        layer.attention.config = own
+            maw = DepthAttention(config, views, scaling=layer.scaling)
+        layer.attention.maw = maw.to(layer.projections[0].weight.device).train(host.training)
+        if layer.family.interface:
+            interface.carry(layer.attention)
+        else:
+            mpnet.carry(layer.attention, host.config)
         channels, parameters = views.query_views.shape[-1], sum(p.numel() for p in maw.parameters())
         reports.append(LayerReport(index, layer.name, heads, channels, config.depth, views.kind, parameters))
+    watch(host)
     return tuple(reports)
 
 
@@ -197,23 +197,31 @@ def remove(host: PreTrainedModel) -> None:
         if not isinstance(attention.maw, DepthAttention):
             raise MAWError(f"{name}: an adapter wraps MAW: call maw.merge_lora(model) first")
     for _, attention in carrying:
-        attention.config = attention.maw_host_config
-        del attention.maw, attention.maw_host_config
+        (interface if family_of(host).interface else mpnet).release(attention)
+        del attention.maw
+    unwatch(host)
     host.__dict__.pop("save_pretrained", None)
 
 
-def _initial_views(layer: AttentionLayer, heads: int, config: MAWConfig) -> Views:
-    query_weight, key_weight = head_weight(layer.query, heads), head_weight(layer.key, heads)
-    channels = query_weight.shape[1]
-    kind, scaling, seed = config.views, layer.attention.scaling, config.seed * 10_007 + layer.index
-    if query_weight.is_meta:  # about to be loaded from a file: only shapes matter
+def _initial_views(layer: AttentionLayer, config: MAWConfig) -> Views:
+    heads, channels, between = layer.heads, layer.channels, layer.family.between
+    kind, scaling, seed = config.views, layer.scaling, config.seed * 10_007 + layer.index
+    if kind == "spectral" and between is not None:
+        raise MAWError(
+            f"spectral views are the singular components of the projections' form, which {between} change in this "
+            "host: use views='frame' or 'auto'"
+        )
+    if layer.projections[0].weight.is_meta:  # about to be loaded from a file: only shapes matter
         blank = torch.zeros(heads, config.depth, channels)
         exact = kind in ("auto", "spectral", "frame") and config.depth < channels
         return Views(blank, blank.clone(), torch.zeros(heads, channels, channels) if exact else None, "frame")
-    if kind == "auto":
-        kind = "spectral" if _well_conditioned(query_weight) and _well_conditioned(key_weight) else "frame"
-    if kind == "spectral":
-        return spectral_views(query_weight, key_weight, config.depth, scaling=scaling, seed=seed)
+    if kind == "auto" and between is not None:
+        kind = "frame"
+    if kind in ("auto", "spectral"):
+        query_weight, key_weight = layer.head_weights()
+        if kind == "spectral" or (_well_conditioned(query_weight) and _well_conditioned(key_weight)):
+            return spectral_views(query_weight, key_weight, config.depth, scaling=scaling, seed=seed)
+        kind = "frame"
     if kind == "frame":
         return frame_views(heads, channels, config.depth, scaling=scaling, seed=seed)
     if kind == "random":

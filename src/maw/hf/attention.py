@@ -1,28 +1,28 @@
 """What Transformers calls in an attention layer that carries MAW: the host's own attention on MAW's query.
 
 The name "maw" is registered with Transformers' attention interface. Only the layers' own copies of the config carry
-it (`maw.hf.attach`), so masks are built for whatever the model itself is set to, and arrive here in that form.
+it (`carry`), so masks are built for whatever the model itself is set to, and arrive here in that form.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from typing import Any, cast
 
-import torch
-from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from maw.errors import MAWError
+from maw.hf.masks import key_mask
 
-__all__ = ["IMPLEMENTATION", "KERNELS", "key_mask", "maw_attention"]
+__all__ = ["IMPLEMENTATION", "KERNELS", "carry", "check_kernel", "maw_attention", "release"]
 
 IMPLEMENTATION = "maw"
-KERNELS = ("sdpa", "eager")
+KERNELS = ("sdpa", "eager", "flex_attention")
 """Attention implementations of the host that a MAW layer can call."""
 
 
@@ -31,48 +31,69 @@ def maw_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Any,
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The host's own attention, with the host's own mask, on MAW's query."""
-    kernel = _host_kernel(module)
+    """The host's own attention, with the host's own mask, on MAW's query.
+
+    A causal mask or a sliding window limits the attention itself, as in the host. The depth weights do not obey it:
+    they belong to the text, so their state is the mean over all its tokens, and the reward of a slice is its entropy
+    over all of them (method.md section 1, readings).
+
+    Raises:
+        MAWError: the host was set to an implementation that MAW cannot call, or there are more keys than queries.
+    """
+    name = cast("Any", module.maw_host_config)._attn_implementation
+    check_kernel(name)
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    kernel: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+    batch, _, queries, _ = query.shape
+    keys = key.shape[2]
+    if queries != keys:
+        raise MAWError(
+            f"MAW needs the whole text at once, got {queries} query tokens for {keys} keys (a cache of earlier "
+            "tokens): call the encoder on whole texts, with use_cache=False"
+        )
 
     def attend(transformed: Tensor) -> Any:
         return kernel(module, transformed, key, value, attention_mask, scaling=scaling, **options)
 
     maw = cast("nn.Module", module.maw)
-    return maw(query, key, value, key_mask(attention_mask, key.shape[2]), attend=attend)
+    return maw(query, key, value, key_mask(attention_mask, batch, keys), attend=attend)
 
 
-def _host_kernel(module: nn.Module) -> Callable[..., Any]:
-    """The attention function the model is set to right now (it may have changed since MAW was attached)."""
-    name = cast("Any", module.maw_host_config)._attn_implementation
-    if name not in KERNELS:
-        raise MAWError(
-            f"MAW runs on the attention implementations {' and '.join(KERNELS)}, the encoder was set to {name!r}: "
-            "call model.set_attn_implementation('sdpa')"
-        )
-    eager = sys.modules[type(module).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
-
-
-def key_mask(attention_mask: Tensor | None, keys: int) -> Bool[Tensor, "B K"] | None:
-    """Which keys are real tokens, from any mask a host makes: (B, K), True = token; None means all are.
-
-    Understands None; boolean (B, 1, Q, K) with True = attend; additive (B, 1, Q, K) with 0 = attend and a large
-    negative number elsewhere. A key is real if any query may attend to it.
+def check_kernel(name: str | None, allowed: tuple[str, ...] = KERNELS) -> None:
+    """Raise unless MAW can call this attention implementation.
 
     Raises:
-        MAWError: another form of mask.
+        MAWError: says why not and which can be used.
     """
-    if attention_mask is None:
-        return None
-    if attention_mask.ndim != 4 or attention_mask.shape[-1] != keys:
-        raise MAWError(f"MAW cannot read an attention mask of shape {tuple(attention_mask.shape)} for {keys} keys")
-    if attention_mask.dtype != torch.bool:
-        attention_mask = attention_mask > torch.finfo(attention_mask.dtype).min / 2
-    return attention_mask[:, 0].any(dim=1)
+    if name in allowed:
+        return
+    reason = ""
+    if "flash" in str(name):
+        reason = (
+            " (FlashAttention's layers may get several texts flattened into one, where MAW cannot tell whose depth "
+            "weights are whose, and it has not been tested)"
+        )
+    raise MAWError(
+        f"MAW runs on the attention implementations {', '.join(allowed)} here, the encoder is set to {name!r}{reason}: "
+        f"load it with attn_implementation={allowed[0]!r} or call model.set_attn_implementation({allowed[0]!r})"
+    )
+
+
+def carry(attention: Any) -> None:
+    """Let one attention layer call `maw_attention`: through its own copy of the config."""
+    attention.maw_host_config = attention.config
+    attention.config = copy.copy(attention.config)
+    attention.config._attn_implementation = IMPLEMENTATION
+
+
+def release(attention: Any) -> None:
+    """The inverse of `carry`."""
+    attention.config = attention.maw_host_config
+    del attention.maw_host_config
 
 
 AttentionInterface.register(IMPLEMENTATION, maw_attention)

@@ -20,10 +20,13 @@ def lora_config(model: nn.Module, **changes: Any) -> LoraConfig:
 
     Args:
         model: the encoder, with or without MAW.
-        changes: any argument of `peft.LoraConfig`.
+        changes: any argument of `peft.LoraConfig`; `target_modules` is needed for families that MAW does not know.
 
     Returns:
         rank 16, alpha 32, dropout 0.1 on query, key and value; `modules_to_save=["maw"]` if the model carries MAW.
+
+    Raises:
+        MAWError: the names of the projections are not known.
     """
     from peft import LoraConfig
 
@@ -34,11 +37,27 @@ def lora_config(model: nn.Module, **changes: Any) -> LoraConfig:
         "lora_alpha": 32,
         "lora_dropout": 0.1,
         "bias": "none",
-        # the names of the projections in the supported families
-        "target_modules": ["query", "key", "value", "q_lin", "k_lin", "v_lin"],
         "modules_to_save": ["maw"] if has_maw(model) else None,
     }
+    if "target_modules" not in changes:
+        settings["target_modules"] = _projections(model)
     return LoraConfig(**{**settings, **changes})
+
+
+def _projections(model: nn.Module) -> list[str]:
+    """The names of the query, key and value projections in the encoder that `model` is or holds."""
+    from transformers import PreTrainedModel
+
+    from maw.hf.hosts import FAMILIES
+
+    held = [part.config.model_type for part in model.modules() if isinstance(part, PreTrainedModel)]
+    known = [FAMILIES[kind] for kind in held if kind in FAMILIES]
+    if not known:
+        raise MAWError(
+            f"lora_config knows the projections of {', '.join(FAMILIES)}, and found none of them in this "
+            f"{type(model).__name__} ({', '.join(held) or 'no encoder'}): give target_modules"
+        )
+    return list(known[0].projections)
 
 
 def merge_lora(model: nn.Module) -> None:

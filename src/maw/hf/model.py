@@ -33,6 +33,7 @@ class MAWModel(PreTrainedModel):
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict: set[str] | list[str] | None = ["maw"]  # noqa: RUF012 (as Transformers declares it)
 

@@ -1,0 +1,58 @@
+"""Which tokens are real, read from the mask that a host has built for its own attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from maw.errors import MAWError
+
+__all__ = ["key_mask"]
+
+
+def key_mask(attention_mask: Any, batch: int, keys: int) -> Bool[Tensor, "B K"] | None:
+    """Which keys are real tokens: (B, K), True = token; None means all are.
+
+    A token is real if it may attend to itself: the diagonal of the host's mask. That holds for padding on either
+    side, causal masks and sliding windows alike.
+
+    Args:
+        attention_mask: None; boolean (B, 1, Q, K) with True = attend; additive (B, 1, Q, K) with 0 = attend and a
+            large negative number elsewhere; either with B = 1 or Q = 1 for all texts or queries; or flex attention's
+            `BlockMask`, whose function is evaluated on the K pairs of the diagonal.
+        batch: B.
+        keys: K; there are as many queries.
+
+    Raises:
+        MAWError: another form of mask.
+
+    >>> causal = torch.ones(3, 3, dtype=torch.bool).tril() & torch.tensor([False, True, True])
+    >>> key_mask(causal[None, None], 1, 3).tolist()
+    [[False, True, True]]
+    """
+    if attention_mask is None:
+        return None
+    if isinstance(attention_mask, BlockMask):
+        return _block_diagonal(attention_mask, batch, keys)
+    shape = tuple(attention_mask.shape)
+    if len(shape) != 4 or shape[0] not in (1, batch) or shape[2] not in (1, keys) or shape[3] != keys:
+        raise MAWError(
+            f"the attention mask must have shape (B={batch} or 1, 1, Q={keys} or 1, K={keys}), got {shape}: "
+            "give the encoder a mask of shape (B, K)"
+        )
+    of_head = attention_mask[:, 0]
+    diagonal = of_head[:, 0] if shape[2] == 1 else of_head.diagonal(dim1=1, dim2=2)
+    if diagonal.dtype != torch.bool:
+        diagonal = diagonal > torch.finfo(diagonal.dtype).min / 2
+    return diagonal.expand(batch, -1)
+
+
+def _block_diagonal(mask: BlockMask, batch: int, keys: int) -> Tensor:
+    device = mask.kv_num_blocks.device
+    token = torch.arange(keys, device=device)
+    text = torch.arange(mask.shape[0], device=device)[:, None]
+    return mask.mask_mod(text, torch.zeros_like(text), token, token).expand(batch, keys)
