@@ -16,12 +16,17 @@ __all__ = ["AttentionLayer", "find_layers", "head_weight"]
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family of encoders keeps its layers and their projections."""
+    """Where a family of encoders keeps its layers and their projections.
+
+    `between` names what the host does to a query after its projection and before attention, such as rotary positions;
+    empty where the projection's output is q.
+    """
 
     layers: str
     attention: str
     query: str
     key: str
+    between: str = ""
 
 
 BERT = Family(layers="encoder.layer", attention="attention.self", query="query", key="key")
@@ -46,13 +51,14 @@ REFUSED: dict[str, str] = {
 
 
 class AttentionLayer(NamedTuple):
-    """One attention layer of a host: its index, its module path, the module, and its projections."""
+    """One attention layer of a host: its index, its module path, the module, its projections, and `Family.between`."""
 
     index: int
     name: str
     attention: Any  # each family has a class of its own
     query: nn.Linear
     key: nn.Linear
+    between: str = ""
 
 
 def find_layers(model: PreTrainedModel) -> list[AttentionLayer]:
@@ -89,7 +95,8 @@ def find_layers(model: PreTrainedModel) -> list[AttentionLayer]:
                 f"{family.layers}.{index}: the query and key projections must be linear, got {type(query).__name__} "
                 f"and {type(key).__name__}: attach MAW before quantising or wrapping the encoder"
             )
-        found.append(AttentionLayer(index, f"{family.layers}.{index}.{family.attention}", attention, query, key))
+        name = f"{family.layers}.{index}.{family.attention}"
+        found.append(AttentionLayer(index, name, attention, query, key, family.between))
     return found
 
 
