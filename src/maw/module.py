@@ -57,6 +57,8 @@ class DepthAttention(nn.Module):
     True
     """
 
+    query_views: Tensor
+    key_views: Tensor
     constant: Tensor | None
 
     def __init__(self, config: MAWConfig, views: Views, *, scaling: float | None = None) -> None:
@@ -67,10 +69,12 @@ class DepthAttention(nn.Module):
         self.config = config
         self.scaling = channels**-0.5 if scaling is None else scaling
         self.scale = self.scaling * depth * channels**2 if config.scale is None else config.scale
-        self.query_views = nn.Parameter(views.query_views, requires_grad=config.train_views)
-        self.key_views = nn.Parameter(views.key_views, requires_grad=config.train_views)
+        for name, start in (("query_views", views.query_views), ("key_views", views.key_views)):
+            # a buffer stays untrained whatever sets requires_grad on all parameters, as adapters do
+            setattr(self, name, nn.Parameter(start) if config.train_views else nn.Buffer(start))
         self.register_buffer("constant", views.constant)
-        self.selector = Selector(heads * channels, depth)
+        if config.selection != "uniform":  # parameters without a use can be an error in distributed training
+            self.selector = Selector(heads * channels, depth)
         self.gradient_scale = GradientScale()
         self.statistics: dict[str, Tensor] = {}
         self.forwards = 0

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from maw.errors import MAWError
 from maw.functional import query_transform
 from maw.hf.attach import Model, carrying_host, detach
-from maw.hf.hosts import AttentionLayer, find_layers, head_weight
+from maw.hf.hosts import AttentionLayer, find_layers
 
 if TYPE_CHECKING:
     from maw.module import DepthAttention
@@ -76,22 +76,23 @@ def _refuse_what_is_not_constant(layer: AttentionLayer) -> None:
             f"{layer.name}: fold needs depth weights that are the same for every text, selection='uniform', got "
             f"selection={selection!r}, whose weights depend on the text: keep MAW, or train with selection='uniform'"
         )
-    if layer.between:
+    if layer.family.between:
         raise MAWError(
-            f"{layer.name}: between its query projection and its attention this host has {layer.between}, which MAW's "
-            "transform does not commute with, so it cannot be folded into the projection: keep MAW"
+            f"{layer.name}: between its query projection and its attention this host has {layer.family.between}, "
+            "which MAW's transform does not commute with, so it cannot be folded into the projection: keep MAW"
         )
 
 
 @torch.no_grad()
 def _fold_layer(layer: AttentionLayer) -> None:
-    transform, projection = constant_transform(layer.attention.maw), layer.query
-    heads = transform.shape[0]
-    weight = head_weight(projection, heads).double().cpu()
-    projection.weight.copy_((transform.mT @ weight).flatten(0, 1))
+    transform, projection = constant_transform(layer.attention.maw), layer.projections[0]
+    heads, channels, _ = transform.shape
+    rows = slice(0, heads * channels)  # of a projection that makes keys and values too, the queries come first
+    weight = projection.weight[rows].double().cpu().unflatten(0, (heads, channels))
+    projection.weight[rows] = (transform.mT @ weight).flatten(0, 1).to(projection.weight)
     if projection.bias is not None:
-        bias = projection.bias.double().cpu().unflatten(0, (heads, 1, -1))
-        projection.bias.copy_((bias @ transform).flatten())
+        bias = projection.bias[rows].double().cpu().unflatten(0, (heads, 1, channels))
+        projection.bias[rows] = (bias @ transform).flatten().to(projection.bias)
 
 
 def constant_transform(maw: DepthAttention) -> Float[Tensor, "H C C"]:

@@ -18,15 +18,14 @@ __all__ = ["AttentionLayer", "find_layers", "head_weight"]
 class Family:
     """Where a family of encoders keeps its layers and their projections.
 
-    `between` names what the host does to a query after its projection and before attention, such as rotary positions;
-    empty where the projection's output is q.
+    `between` names what the host does to a query after its projection and before attention, such as rotary positions.
     """
 
     layers: str
     attention: str
     query: str
     key: str
-    between: str = ""
+    between: str | None = None
 
 
 BERT = Family(layers="encoder.layer", attention="attention.self", query="query", key="key")
@@ -51,14 +50,19 @@ REFUSED: dict[str, str] = {
 
 
 class AttentionLayer(NamedTuple):
-    """One attention layer of a host: its index, its module path, the module, its projections, and `Family.between`."""
+    """One attention layer of a host: its index, its module path, the module, its projections, its family."""
 
     index: int
     name: str
     attention: Any  # each family has a class of its own
     query: nn.Linear
     key: nn.Linear
-    between: str = ""
+    family: Family
+
+    @property
+    def projections(self) -> tuple[nn.Linear, nn.Linear]:
+        """The query projection, then the key projection."""
+        return self.query, self.key
 
 
 def find_layers(model: PreTrainedModel) -> list[AttentionLayer]:
@@ -96,7 +100,7 @@ def find_layers(model: PreTrainedModel) -> list[AttentionLayer]:
                 f"and {type(key).__name__}: attach MAW before quantising or wrapping the encoder"
             )
         name = f"{family.layers}.{index}.{family.attention}"
-        found.append(AttentionLayer(index, name, attention, query, key, family.between))
+        found.append(AttentionLayer(index, name, attention, query, key, family))
     return found
 
 

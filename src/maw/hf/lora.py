@@ -20,7 +20,8 @@ def lora_config(model: nn.Module, **changes: Any) -> LoraConfig:
 
     Args:
         model: the encoder, with or without MAW.
-        changes: any argument of `peft.LoraConfig`.
+        changes: any argument of `peft.LoraConfig`; MAW stays in `modules_to_save` whatever it names, which also keeps
+            LoRA out of MAW's own linear layers whatever `target_modules` names.
 
     Returns:
         rank 16, alpha 32, dropout 0.1 on query, key and value; `modules_to_save=["maw"]` if the model carries MAW.
@@ -36,9 +37,11 @@ def lora_config(model: nn.Module, **changes: Any) -> LoraConfig:
         "bias": "none",
         # the names of the projections in the supported families
         "target_modules": ["query", "key", "value", "q_lin", "k_lin", "v_lin"],
-        "modules_to_save": ["maw"] if has_maw(model) else None,
     }
-    return LoraConfig(**{**settings, **changes})
+    settings |= changes
+    if has_maw(model):
+        settings["modules_to_save"] = sorted({"maw", *(settings.get("modules_to_save") or ())})
+    return LoraConfig(**settings)
 
 
 def merge_lora(model: nn.Module) -> None:
