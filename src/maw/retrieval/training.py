@@ -93,7 +93,7 @@ class AuxiliaryLoss(nn.Module):
 
     def forward(self, features: Any, labels: Tensor | None = None) -> Tensor:
         """The wrapped loss."""
-        layers = maw_layers(self.model) if self.training else []
+        layers = [layer for layer in maw_layers(self.model) if layer.training and torch.is_grad_enabled()]
         for layer in layers:
             layer.gradient_scale.texts = 0
         replayed = [loss for layer in layers if (loss := layer.replay_loss()) is not None]
