@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import torch
 from transformers import BertModel
 
@@ -24,15 +27,23 @@ def toy() -> RetrievalDataset:
     )
 
 
+@functools.cache
+def _small():
+    model = load_encoder("packaged", device=choose_device("cpu"), max_length=16)
+    torch.manual_seed(0)
+    small = model[0].model.config
+    small.num_hidden_layers, small.hidden_size, small.intermediate_size, small.initializer_range = 2, 48, 64, 0.2
+    model[0].model = BertModel(small)
+    return model.eval()
+
+
 def encoder(config: maw.MAWConfig | None = None, *, packaged: bool = False):
     """The packaged encoder, or a random one of its kind that is small enough to train and save in a second."""
-    model = load_encoder("packaged", device=choose_device("cpu"), max_length=16)
-    if not packaged:
+    if packaged:
+        model = load_encoder("packaged", device=choose_device("cpu"), max_length=16)
+    else:
+        model = copy.deepcopy(_small())
         torch.manual_seed(0)
-        small = model[0].model.config
-        small.num_hidden_layers, small.hidden_size, small.intermediate_size, small.initializer_range = 2, 48, 64, 0.2
-        model[0].model = BertModel(small)
-        model.eval()
     if config is not None:
         maw.attach(model, config)
     return model
