@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -142,7 +143,8 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=PROCESSES)
+    multiprocessing.set_forkserver_preload(["maw.retrieval.training"])  # imported once for both
+    torch.multiprocessing.start_processes(work, (str(folder),), nprocs=PROCESSES, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
 
 
@@ -166,3 +168,34 @@ def test_processes_draw_their_own_noise_and_end_with_the_same_weights(processes)
     moved = [name for name in end if not torch.equal(end[name], start[name])]
     assert any("policy_network" in name for name in moved)
     assert any("query_views" in name for name in moved)
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={PROCESSES}"]
+WORKER = Path(__file__).with_name("train_in_processes.py")
+
+
+def launch(folder: Path, settings: dict) -> list[dict]:
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *TORCHRUN, str(WORKER), str(folder), json.dumps(settings)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"lora": True}, {"gradient_checkpointing": True}, {"selection": "uniform"}],
+    ids=["full", "lora", "checkpointing", "uniform"],
+)
+def test_training_ends_with_the_same_weights_everywhere(tmp_path, settings):
+    first, second = launch(tmp_path, settings)
+    assert first["weights"] == second["weights"] != first["start"]
+    assert first["start"] == second["start"]
+    assert first["outcome"] == second["outcome"]
+    assert first["outcome"]["steps"] == 3, "8 pairs, 2 processes, 4 a batch, 3 epochs"
+    if settings.get("selection") != "uniform":
+        assert first["drawn"] != second["drawn"], "each process has noise of its own"
+    assert sorted(first["texts"] + second["texts"]) == sorted(set(first["texts"] + second["texts"]))
+    log = [json.loads(line) for line in (tmp_path / "training" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "loss" in line] == [1, 2, 3], "one process writes"

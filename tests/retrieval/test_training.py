@@ -196,6 +196,10 @@ def test_lora_trains_the_adapter_and_maw_only(tmp_path):
 def test_too_few_pairs_for_a_batch_and_bad_settings_are_errors(tmp_path):
     with pytest.raises(maw.MAWError, match="8 training pairs, fewer than one batch of 9"):
         train(encoder(), toy(), tmp_path, TrainingSettings(batch_size=9))
+    from maw.retrieval.training import _check_batch
+
+    with pytest.raises(maw.MAWError, match="7 training pairs, fewer than one batch of 4 in each of 2 processes"):
+        _check_batch("toy", 7, 4, 2)
     for bad in ({"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}):
         with pytest.raises(maw.MAWError, match=next(iter(bad))):
             TrainingSettings(**bad)
