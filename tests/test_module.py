@@ -89,6 +89,16 @@ def test_uniform_selection_starts_as_the_host_in_training_too():
     assert layer.collect() == {}
 
 
+def test_what_is_not_trained_is_no_parameter():
+    """So nothing that switches all parameters on (an adapter, a merge) trains it, and none is unused."""
+    names = {name for name, _ in make_layer(selection="uniform").named_parameters()}
+    assert names == {"query_views", "key_views"}
+    fixed = make_layer(train_views=False)
+    fixed.requires_grad_(True)
+    assert all(name.startswith("selector.") for name, _ in fixed.named_parameters())
+    assert {"query_views", "key_views"} <= set(fixed.state_dict())
+
+
 def test_default_scaling_is_berts():
     layer = DepthAttention(MAWConfig(depth=DEPTH), frame_views(HEADS, CHANNELS, DEPTH, scaling=CHANNELS**-0.5))
     assert layer.scaling == pytest.approx(CHANNELS**-0.5)

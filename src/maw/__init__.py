@@ -12,6 +12,7 @@ from maw.errors import MAWError
 if TYPE_CHECKING:
     from maw import functional, reference
     from maw.hf.attach import Attachment, attach, detach
+    from maw.hf.fold import fold
     from maw.hf.lora import lora_config, merge_lora
     from maw.hf.model import MAWModel
     from maw.module import DepthAttention
@@ -24,6 +25,7 @@ __all__ = [
     "MAWModel",
     "attach",
     "detach",
+    "fold",
     "functional",
     "lora_config",
     "merge_lora",
@@ -39,6 +41,7 @@ _LAZY = {
     "MAWModel": "maw.hf.model",
     "attach": "maw.hf.attach",
     "detach": "maw.hf.attach",
+    "fold": "maw.hf.fold",
     "lora_config": "maw.hf.lora",
     "merge_lora": "maw.hf.lora",
 }

@@ -70,6 +70,8 @@ class DepthAttention(nn.Module):
     True
     """
 
+    query_views: Tensor
+    key_views: Tensor
     constant: Tensor | None
 
     def __init__(self, config: MAWConfig, views: Views, *, scaling: float | None = None) -> None:
@@ -80,10 +82,12 @@ class DepthAttention(nn.Module):
         self.config = config
         self.scaling = channels**-0.5 if scaling is None else scaling
         self.scale = self.scaling * depth * channels**2 if config.scale is None else config.scale
-        self.query_views = nn.Parameter(views.query_views, requires_grad=config.train_views)
-        self.key_views = nn.Parameter(views.key_views, requires_grad=config.train_views)
+        for name, start in (("query_views", views.query_views), ("key_views", views.key_views)):
+            # a buffer stays untrained whatever sets requires_grad on all parameters, as adapters do
+            setattr(self, name, nn.Parameter(start) if config.train_views else nn.Buffer(start))
         self.register_buffer("constant", views.constant)
-        self.selector = Selector(heads * channels, depth)
+        if config.selection != "uniform":  # parameters without a use can be an error in distributed training
+            self.selector = Selector(heads * channels, depth)
         self.gradient_scale = GradientScale()
         self.records: deque[Record] = deque(maxlen=KEPT)
         # kept only where something replays them: None until `replay_loss` is first called
@@ -118,12 +122,14 @@ class DepthAttention(nn.Module):
             whatever `attend` returns; (B, H, Q, C) without it.
         """
         with torch.autocast(query.device.type, enabled=False):
-            operations = choose_operations(self.config.kernels, query)
-            state = operations.token_mean(query, mask).to(self.query_views.dtype)
-            choice = None
-            if self.training and self.config.selection != "uniform":
-                choice = self._choose(state, operations)
-            weight = self.weights(state) if choice is None else choice.depth_weight
+            operations, choice = choose_operations(self.config.kernels, query), None
+            if self.config.selection == "uniform":
+                weight = self.query_views.new_full((query.shape[0], self.config.depth), 1.0 / self.config.depth)
+            else:
+                state = operations.token_mean(query, mask).to(self.query_views.dtype)
+                if self.training:
+                    choice = self._choose(state, operations)
+                weight = self.weights(state) if choice is None else choice.depth_weight
             query_transformed = operations.transform_query(
                 query, self.query_views, self.key_views, weight, **self._divided_by_scaling()
             )
@@ -137,10 +143,7 @@ class DepthAttention(nn.Module):
         return attend(query_transformed)
 
     def weights(self, state: Float[Tensor, "B S"]) -> Float[Tensor, "B D"]:
-        """Depth weights for these states: noisy in training mode, the noise-free limit in evaluation mode."""
-        if self.config.selection == "uniform":
-            depth = self.config.depth
-            return state.new_full((state.shape[0], depth), 1.0 / depth)
+        """Depth weights chosen for these states: noisy in training mode, the noise-free limit in evaluation mode."""
         logits = self._logits(state)
         return depth_weights(logits, selection=self.config.selection, tau=self.config.tau, training=self.training)
 

@@ -8,49 +8,11 @@ import json
 import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from transformers import BertModel
+from toys import SETTINGS, columns, encoder, toy
 
 import maw
 from maw.hf.attach import maw_layers
-from maw.retrieval.datasets import RetrievalDataset
-from maw.retrieval.models import choose_device, load_encoder
 from maw.retrieval.training import AuxiliaryLoss, DevEvaluator, TrainingSettings, count_parameters, train
-
-WORDS = ("river", "engine", "violin", "glacier", "parliament", "enzyme", "harbour", "theorem", "orchard", "satellite")
-SETTINGS = TrainingSettings(epochs=2, batch_size=4, max_length=16, dev_documents=5, learning_rate=1e-4)
-
-
-def toy() -> RetrievalDataset:
-    """Ten true sentences about ten words; small enough to train on in seconds."""
-    documents = {f"d{i}": f"This passage explains what a {word} is." for i, word in enumerate(WORDS)}
-    queries = {f"q{i}": f"meaning of {word}" for i, word in enumerate(WORDS)}
-    pairs = [(f"q{i}", {f"d{i}": 1}) for i in range(len(WORDS))]
-    return RetrievalDataset.from_parts(
-        "toy", documents, queries, {"train": dict(pairs[:8]), "dev": dict(pairs[8:9]), "test": dict(pairs[9:])}
-    )
-
-
-def encoder(config: maw.MAWConfig | None = None, *, packaged: bool = False):
-    """The packaged encoder, or a random one of its kind that is small enough to train and save in a second."""
-    model = load_encoder("packaged", device=choose_device("cpu"), max_length=16)
-    if not packaged:
-        torch.manual_seed(0)
-        small = model[0].model.config
-        small.num_hidden_layers, small.hidden_size, small.intermediate_size, small.initializer_range = 2, 48, 64, 0.2
-        model[0].model = BertModel(small)
-        model.eval()
-    if config is not None:
-        maw.attach(model, config)
-    return model
-
-
-def features(model, texts):
-    return dict(model.tokenizer(texts, padding=True, return_tensors="pt"))
-
-
-def columns(model):
-    data = toy()
-    return [features(model, list(data.queries.values())[:4]), features(model, list(data.documents.values())[:4])]
 
 
 def policy_gradients(model):
@@ -165,6 +127,25 @@ def test_samples_can_serve_several_updates():
     assert float(layer.collect()["clip_share"]) > 0, "the policy has moved since the samples were drawn"
 
 
+@pytest.mark.parametrize("mode", ["eval", "no_grad"])
+def test_measuring_the_loss_uses_up_no_samples_and_adds_nothing(mode):
+    model = encoder(maw.MAWConfig(depth=8, updates=2, auxiliary_weight=10.0)).train()
+    plain = MultipleNegativesRankingLoss(model)
+    loss = AuxiliaryLoss(plain, model).train()
+    loss(columns(model), None).backward()
+    kept = maw_layers(model)[0].rollouts
+    assert len(kept) == 2
+    before = list(kept)
+    with torch.set_grad_enabled(mode == "eval"):
+        model.train(mode != "eval")
+        torch.manual_seed(1)
+        measured = loss(columns(model), None)
+        torch.manual_seed(1)
+        assert torch.equal(measured, plain(columns(model), None))
+    now = maw_layers(model)[0].rollouts
+    assert all(any(one is other for other in now) for one in before)
+
+
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
     model = encoder()
     next(model.parameters()).data.fill_(float("nan"))
@@ -215,6 +196,10 @@ def test_lora_trains_the_adapter_and_maw_only(tmp_path):
 def test_too_few_pairs_for_a_batch_and_bad_settings_are_errors(tmp_path):
     with pytest.raises(maw.MAWError, match="8 training pairs, fewer than one batch of 9"):
         train(encoder(), toy(), tmp_path, TrainingSettings(batch_size=9))
+    from maw.retrieval.training import _check_batch
+
+    with pytest.raises(maw.MAWError, match="7 training pairs, fewer than one batch of 4 in each of 2 processes"):
+        _check_batch("toy", 7, 4, 2)
     for bad in ({"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}):
         with pytest.raises(maw.MAWError, match=next(iter(bad))):
             TrainingSettings(**bad)

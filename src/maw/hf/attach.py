@@ -39,7 +39,17 @@ if TYPE_CHECKING:
 
     from maw.hf.model import MAWModel
 
-__all__ = ["Attachment", "LayerReport", "attach", "detach", "has_maw", "insert", "maw_layers", "remove"]
+__all__ = [
+    "Attachment",
+    "LayerReport",
+    "attach",
+    "carrying_host",
+    "detach",
+    "has_maw",
+    "insert",
+    "maw_layers",
+    "remove",
+]
 
 
 @dataclass(frozen=True)
@@ -130,18 +140,28 @@ def detach(model: Model) -> Model:
     Raises:
         MAWError: there is no MAW in it, or an adapter wraps it (merge the adapter first).
     """
+    host = carrying_host(model, "detach")
+    remove(host)
+    if not _is_sentence_transformer(model):
+        return cast("Model", host)
+    _transformer(model).model = host
+    return model
+
+
+def carrying_host(model: PreTrainedModel | SentenceTransformer, verb: str) -> PreTrainedModel:
+    """The bare encoder in `model`, its MAW still in place; without MAW there is nothing to `verb`."""
     from maw.hf.model import MAWModel
 
-    transformer = _transformer(model) if _is_sentence_transformer(model) else None
-    held = model if transformer is None else transformer.model
+    held = _transformer(model).model if _is_sentence_transformer(model) else model
     host = held.backbone if isinstance(held, MAWModel) else held
-    if not isinstance(host, PreTrainedModel) or not has_maw(host):
-        raise MAWError(f"there is no MAW in this {type(model).__name__}: nothing to detach")
-    remove(host)
-    if transformer is None:
-        return cast("Model", host)
-    transformer.model = host
-    return model
+    if not isinstance(host, nn.Module) or not has_maw(host):
+        raise MAWError(f"there is no MAW in this {type(model).__name__}: nothing to {verb}")
+    if not isinstance(host, PreTrainedModel):
+        raise MAWError(
+            f"{verb} needs the encoder or SentenceTransformer that maw.attach was given, got a {type(host).__name__} "
+            "around it: unwrap it first (an adapter: merge it)"
+        )
+    return host
 
 
 def has_maw(model: nn.Module) -> bool:

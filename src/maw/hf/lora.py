@@ -20,7 +20,9 @@ def lora_config(model: nn.Module, **changes: Any) -> LoraConfig:
 
     Args:
         model: the encoder, with or without MAW.
-        changes: any argument of `peft.LoraConfig`; `target_modules` is needed for families that MAW does not know.
+        changes: any argument of `peft.LoraConfig`; `target_modules` is needed for families that MAW does not know. MAW
+            stays in `modules_to_save` whatever it names, which also keeps LoRA out of MAW's own linear layers whatever
+            `target_modules` names.
 
     Returns:
         rank 16, alpha 32, dropout 0.1 on query, key and value; `modules_to_save=["maw"]` if the model carries MAW.
@@ -37,11 +39,13 @@ def lora_config(model: nn.Module, **changes: Any) -> LoraConfig:
         "lora_alpha": 32,
         "lora_dropout": 0.1,
         "bias": "none",
-        "modules_to_save": ["maw"] if has_maw(model) else None,
     }
     if "target_modules" not in changes:
         settings["target_modules"] = _projections(model)
-    return LoraConfig(**{**settings, **changes})
+    settings |= changes
+    if has_maw(model):
+        settings["modules_to_save"] = sorted({"maw", *(settings.get("modules_to_save") or ())})
+    return LoraConfig(**settings)
 
 
 def _projections(model: nn.Module) -> list[str]:

@@ -6,7 +6,6 @@ gradient of their GRPO loss themselves (`maw.auxiliary`); `AuxiliaryLoss` sees t
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -31,6 +30,7 @@ from maw.errors import MAWError
 from maw.hf.attach import maw_layers
 from maw.retrieval.encoding import dense_runs
 from maw.retrieval.evaluation import evaluate
+from maw.retrieval.trainer import Progress, Trainer
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -51,7 +51,7 @@ METRIC = "nDCG@10"
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train; a MAW variant and its dense twin share one value of this."""
+    """How to train; a MAW variant and its dense twin share one value of this. Batches are those of one process."""
 
     learning_rate: float = 5e-5
     epochs: int = 3
@@ -93,7 +93,7 @@ class AuxiliaryLoss(nn.Module):
 
     def forward(self, features: Any, labels: Tensor | None = None) -> Tensor:
         """The wrapped loss."""
-        layers = maw_layers(self.model) if self.training else []
+        layers = [layer for layer in maw_layers(self.model) if layer.training and torch.is_grad_enabled()]
         for layer in layers:
             layer.gradient_scale.texts = 0
         replayed = [loss for layer in layers if (loss := layer.replay_loss()) is not None]
@@ -126,45 +126,6 @@ class DevEvaluator(BaseEvaluator):
         return {f"dev_{METRIC}": evaluate(self.judged, runs["dev"], [METRIC]).means[METRIC]}
 
 
-class _Trainer(SentenceTransformerTrainer):
-    """Sentence Transformers' trainer that stops on NaN and logs what MAW's selectors did."""
-
-    log_file: Path
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One step; a loss that is not finite ends the training with an error."""
-        loss = super().training_step(*args, **kwargs)
-        if not math.isfinite(float(loss)):
-            raise MAWError(
-                f"training diverged: the loss is {float(loss)} at step {self.state.global_step + 1}. "
-                "Lower the learning rate, or resume from the last checkpoint with other settings"
-            )
-        return loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the statistics of all MAW layers: scalars to every log, vectors to the JSON log only."""
-        statistics = [statistic for layer in maw_layers(self.model) if (statistic := layer.collect())]
-        if "loss" in logs and statistics:
-            for name in statistics[0]:
-                value = torch.stack([statistic[name] for statistic in statistics])
-                if value.ndim == 1:
-                    logs[name] = round(float(value.mean()), 6)
-        super().log(logs, start_time)
-        entry: dict[str, Any] = {"step": self.state.global_step, **self.state.log_history[-1]}
-        if "loss" in logs and statistics:
-            entry["depth_usage"] = [round(float(x), 6) for x in statistics[-1]["depth_usage"]]
-        with self.log_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({name.removeprefix("eval_"): value for name, value in entry.items()}) + "\n")
-
-
-class _Progress(ProgressCallback):
-    """The trainer's progress bar with the loss beside it instead of printed dictionaries."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
-
-
 def train(
     model: SentenceTransformer,
     dataset: RetrievalDataset,
@@ -175,6 +136,9 @@ def train(
     show_progress: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune `model` in place on the train split and leave it at its best checkpoint on dev.
+
+    Under `torchrun` or `accelerate launch` every process trains on its share of the batches, with its own dropout and
+    depth noise, and ends with the same weights.
 
     Args:
         model: the encoder, with or without MAW, with or without LoRA.
@@ -191,11 +155,9 @@ def train(
         MAWError: no training pairs, a batch larger than the training set, or a loss that is not finite.
     """
     pairs = dataset.training_pairs(settings.positives_per_query, settings.seed)
-    if len(pairs) < settings.batch_size:
-        raise MAWError(
-            f"{dataset.name} has {len(pairs)} training pairs, fewer than one batch of {settings.batch_size}: "
-            "lower --batch-size"
-        )
+    has_dev = "dev" in dataset.splits
+    arguments = _arguments(model, folder, settings, len(pairs), has_dev=has_dev, show_progress=show_progress)
+    _check_batch(dataset.name, len(pairs), settings.batch_size, arguments.world_size)
     model.max_seq_length = settings.max_length
     model.model_card_data.generate_widget_examples = False  # our own card is written where the model is saved
     if settings.gradient_checkpointing:
@@ -203,10 +165,9 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = get_last_checkpoint(str(folder))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-    has_dev = "dev" in dataset.splits
-    trainer = _Trainer(
+    trainer = Trainer(
         model=model,
-        args=_arguments(model, folder, settings, len(pairs), has_dev=has_dev, show_progress=show_progress),
+        args=arguments,
         train_dataset=Dataset.from_dict(
             {
                 "anchor": [dataset.queries[query] for query, _ in pairs],
@@ -217,12 +178,14 @@ def train(
         evaluator=DevEvaluator(dataset, settings) if has_dev else None,
     )
     trainer.log_file = folder / "log.jsonl" if log_file is None else log_file
-    if checkpoint is None:
+    if checkpoint is None and trainer.is_world_process_zero():
         trainer.log_file.unlink(missing_ok=True)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if show_progress:
-        trainer.add_callback(_Progress)
+        trainer.add_callback(Progress)
+    if arguments.process_index > 0:  # the trainer seeds all processes alike, which would give them the same noise
+        torch.manual_seed(settings.seed + 1_000_003 * arguments.process_index)
     trainer.train(resume_from_checkpoint=checkpoint)
     if has_dev and trainer.state.best_model_checkpoint is None:
         raise MAWError(
@@ -247,22 +210,19 @@ def _arguments(
     show_progress: bool,
 ) -> SentenceTransformerTrainingArguments:
     layers = maw_layers(model)
-    steps = math.ceil(pairs / settings.batch_size) * settings.epochs
     on_gpu = model.device.type == "cuda"
-    return SentenceTransformerTrainingArguments(
+    arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         learning_rate_mapping={r"\.maw\.": layers[0].config.learning_rate} if layers else {},
-        warmup_steps=math.ceil(settings.warmup_share * steps),
         weight_decay=settings.weight_decay,
         batch_sampler=BatchSamplers.NO_DUPLICATES,
         bf16=on_gpu and torch.cuda.is_bf16_supported(),
         use_cpu=model.device.type == "cpu",
         seed=settings.seed,
         data_seed=settings.seed,
-        logging_steps=max(1, steps // 50),
         logging_nan_inf_filter=False,
         eval_strategy="epoch" if has_dev else "no",
         save_strategy="epoch",
@@ -274,6 +234,20 @@ def _arguments(
         disable_tqdm=not show_progress,
         dataloader_pin_memory=on_gpu,
     )
+    # how many processes there are is known from here on; with several, an incomplete last batch is dropped
+    together = settings.batch_size * arguments.world_size
+    steps = settings.epochs * (math.ceil(pairs / together) if arguments.world_size == 1 else pairs // together)
+    arguments.warmup_steps = math.ceil(settings.warmup_share * steps)
+    arguments.logging_steps = max(1, steps // 50)
+    return arguments
+
+
+def _check_batch(name: str, pairs: int, batch_size: int, processes: int) -> None:
+    if pairs < batch_size * processes:
+        several = "" if processes == 1 else f" in each of {processes} processes"
+        raise MAWError(
+            f"{name} has {pairs} training pairs, fewer than one batch of {batch_size}{several}: lower --batch-size"
+        )
 
 
 def _checkpoint_layers(model: SentenceTransformer) -> None:

@@ -1,0 +1,72 @@
+"""Sentence Transformers' trainer, made to stop where it would go on silently, and to log what MAW's selectors did."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformerTrainer
+from torch import Tensor
+from transformers import ProgressCallback
+
+from maw.errors import MAWError
+from maw.hf.attach import maw_layers
+
+__all__ = ["Progress", "Trainer"]
+
+
+class Trainer(SentenceTransformerTrainer):
+    """Sentence Transformers' trainer that stops on NaN and logs what MAW's selectors did."""
+
+    log_file: Path
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One step; a loss that is not finite ends the training with an error."""
+        loss = super().training_step(*args, **kwargs)
+        if not math.isfinite(float(loss)):
+            raise MAWError(
+                f"training diverged: the loss is {float(loss)} at step {self.state.global_step + 1}. "
+                "Lower the learning rate, or resume from the last checkpoint with other settings"
+            )
+        return loss
+
+    def _load_best_model(self) -> None:
+        """As Sentence Transformers does, but a checkpoint that does not load is an error, not a line in the log."""
+        best = str(self.state.best_model_checkpoint)
+        self._load_from_checkpoint(best)
+        self.model.model_card_data.set_best_model_step(int(best.rpartition("-")[2]))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the statistics of all MAW layers: scalars to every log, vectors to the JSON log only.
+
+        They are means over all processes; the first process alone writes.
+        """
+        statistics = []
+        if "loss" in logs:
+            statistics = [statistic for layer in maw_layers(self.model) if (statistic := layer.collect())]
+            statistics = [self.accelerator.reduce(statistic, reduction="mean") for statistic in statistics]
+        if statistics:
+            for name in statistics[0]:
+                value = torch.stack([statistic[name] for statistic in statistics])
+                if value.ndim == 1:
+                    logs[name] = round(float(value.mean()), 6)
+        super().log(logs, start_time)
+        if not self.is_world_process_zero():
+            return
+        entry: dict[str, Any] = {"step": self.state.global_step, **self.state.log_history[-1]}
+        if statistics:
+            entry["depth_usage"] = [round(float(x), 6) for x in statistics[-1]["depth_usage"]]
+        with self.log_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({name.removeprefix("eval_"): value for name, value in entry.items()}) + "\n")
+
+
+class Progress(ProgressCallback):
+    """The trainer's progress bar with the loss beside it instead of printed dictionaries."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """The loss."""
+        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
