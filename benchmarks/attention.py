@@ -5,7 +5,8 @@
 Depth weights are given and forming W is included. For every shape the outputs and gradients are compared with the
 float64 reference first, on fewer texts and tokens where the reference would not fit; nothing is reported if they
 disagree. Figures are medians of at least 20 calls in this process (3 of the literal form); ratios are to plain
-attention.
+attention. On a GPU the "graph" columns are the same calls replayed from a CUDA graph: the device's own time, which is
+what a call costs wherever Python runs ahead of the device.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measuring import extra_bytes, extra_bytes_elsewhere, finish, median_ms, print_extra_bytes, ratio_table
+from measuring import extra_bytes, extra_bytes_elsewhere, finish, graph_ms, median_ms, print_extra_bytes, ratio_table
 from torch import Tensor
 
 from maw import reference
@@ -117,6 +118,8 @@ def measure(shape: tuple[int, ...], device: torch.device) -> dict[str, dict[str,
         }
         if device.type == "cuda":
             rows[name]["extra MiB"] = extra_bytes(both, device) / 2**20
+            if name != "literal 5D":
+                rows[name] |= {"graph forward ms": graph_ms(forward), "graph fwd + bwd ms": graph_ms(both)}
         else:
             arguments = (__file__, "--memory", name, "--shape", *map(str, shape))
             rows[name]["extra MiB"] = extra_bytes_elsewhere(*arguments) / 2**20

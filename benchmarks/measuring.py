@@ -39,6 +39,14 @@ def median_ms(function: Callable[[], Any], device: torch.device, runs: int = 20)
     return 1e3 * statistics.median(times)
 
 
+def graph_ms(function: Callable[[], Any]) -> float:
+    """Median milliseconds of a call replayed from a CUDA graph: what the device needs, without launches from Python."""
+    from triton.testing import do_bench_cudagraph
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        return do_bench_cudagraph(function, rep=50, return_mode="median")
+
+
 def extra_bytes(function: Callable[[], Any], device: torch.device) -> int:
     """Memory that a call adds at its peak on a CUDA device."""
     function()

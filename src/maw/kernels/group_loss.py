@@ -57,15 +57,16 @@ def _group_loss(
     r = tl.load(reward + place, mask=there, other=0.0)
     predicted = tl.load(value + text)
     mean = tl.sum(r, axis=0) / GROUP
-    advantage = tl.where(there, r - mean, 0.0)
+    highest = tl.max(tl.where(there, r, -float("inf")), axis=0)
+    lowest = tl.min(tl.where(there, r, float("inf")), axis=0)
+    # equal rewards have no advantage at all; their mean may be off by a rounding
+    advantage = tl.where(there & (highest > lowest), r - mean, 0.0)
     if GROUP == 1:
         advantage = tl.where(there, r - predicted, 0.0)
     elif ADVANTAGE == "leave-one-out":
         advantage = advantage * (GROUP / (GROUP - 1))
     elif ADVANTAGE == "std":
         deviation = tl.sqrt(tl.sum(advantage * advantage, axis=0) / (GROUP - 1))
-        highest = tl.max(tl.where(there, r, -float("inf")), axis=0)
-        lowest = tl.min(tl.where(there, r, float("inf")), axis=0)
         advantage = tl.where(highest - lowest < SMALL_SPREAD, 0.0, advantage / (deviation + SMALL_SPREAD))
 
     logit = tl.load(logits + text * stride + depth, mask=inside, other=-float("inf"))
