@@ -60,7 +60,7 @@ def _group_loss(
     highest = tl.max(tl.where(there, r, -float("inf")), axis=0)
     lowest = tl.min(tl.where(there, r, float("inf")), axis=0)
     # equal rewards have no advantage at all; their mean may be off by a rounding
-    advantage = tl.where(there & (highest > lowest), r - mean, 0.0)
+    advantage = tl.where(highest > lowest, tl.where(there, r - mean, 0.0), 0.0)
     if GROUP == 1:
         advantage = tl.where(there, r - predicted, 0.0)
     elif ADVANTAGE == "leave-one-out":
