@@ -97,5 +97,6 @@ def ratio_table(title: str, rows: Mapping[str, Mapping[str, float]], base: str) 
 def finish(results: dict[str, Any], device: torch.device, output: Path | None) -> None:
     """Write the figures with their environment."""
     if output is not None:
-        results = {"command": " ".join(sys.argv), "environment": describe_environment(device), **results}
+        command = f"python benchmarks/{Path(sys.argv[0]).name} --device {device}"
+        results = {"command": command, "environment": describe_environment(device), **results}
         output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

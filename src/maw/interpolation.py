@@ -85,6 +85,7 @@ def _mean_of_rows(
     first = z.masked_fill(~mask, infinity).amin(dim=-1, keepdim=True)
     last = z.masked_fill(~mask, -infinity).amax(dim=-1, keepdim=True)
     step = (last - first) / (nodes - 1)
+    z = torch.where(mask, z, first)
     node = first + step * torch.arange(nodes, device=z.device, dtype=z.dtype)
     value, slope_of_z = _on_nodes(node, half, real_key, largest, smallest, mask)
     return _interpolated_mean(z, mask, first, step, value, slope_of_z)
