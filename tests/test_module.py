@@ -491,6 +491,22 @@ def test_recorded_values_at_the_uniform_start():
     torch.testing.assert_close(record["depth_usage"], torch.full((DEPTH,), 1 / DEPTH, dtype=torch.float64))
 
 
+def test_a_group_of_one_has_no_spread_to_record():
+    layer = make_layer(group_size=1)
+    layer(*draw()).sum().backward()
+    assert not {"reward_spread", "zero_spread"} & set(layer.collect())
+
+
+def test_groups_are_replayed_in_the_precision_they_were_sampled_in():
+    """The ratio is 1 when nothing has changed meanwhile, whatever autocast the training loop is in."""
+    layer = make_layer(dtype=torch.float32, updates=2, auxiliary_weight=1.0, value_weight=0.0)
+    torch.nn.init.normal_(layer.selector.policy_network[-1].weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        layer.replay_loss()
+        layer(*draw(dtype=torch.float32))
+        assert float(layer.replay_loss().detach().abs()) < 1e-6  # at ratio 1 advantages average to zero
+
+
 def test_records_of_a_collapsed_policy_are_finite():
     layer = make_layer(dtype=torch.float32)
     with torch.no_grad():

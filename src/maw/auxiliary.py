@@ -43,8 +43,10 @@ class _AddGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        factor = torch.as_tensor(ctx.scale.factor(ctx.own_texts), dtype=ctx.dtype, device=ctx.device)
-        return grads[0], factor, None, None
+        factor = ctx.scale.factor(ctx.own_texts)
+        if not isinstance(factor, Tensor):  # written on the device: a copy from the host would wait for it
+            factor = torch.full((), factor, dtype=ctx.dtype, device=ctx.device)
+        return grads[0], factor.to(ctx.device, ctx.dtype), None, None
 
 
 class _ScaleGradient(torch.autograd.Function):

@@ -97,7 +97,9 @@ def group_advantages(
         if value is None:
             raise ValueError("a group of one needs the value network's prediction as its baseline")
         return rewards - value.detach()[:, None]
-    centred = rewards - rewards.mean(dim=-1, keepdim=True)
+    equal = rewards.amax(dim=-1, keepdim=True) == rewards.amin(dim=-1, keepdim=True)
+    # equal rewards have no advantage at all; their mean may be off by a rounding
+    centred = (rewards - rewards.mean(dim=-1, keepdim=True)).masked_fill(equal, 0.0)
     if kind == "none":
         return centred
     if kind == "leave-one-out":

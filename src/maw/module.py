@@ -15,7 +15,6 @@ from maw import grpo
 from maw.auxiliary import GradientScale, add_gradient, in_backward
 from maw.config import MAWConfig
 from maw.errors import MAWError
-from maw.functional import query_transform
 from maw.operations import TORCH, Operations, choose_operations
 from maw.records import KEPT, Record, statistics
 from maw.rewards import entropy_reward
@@ -147,10 +146,6 @@ class DepthAttention(nn.Module):
         logits = self._logits(state)
         return depth_weights(logits, selection=self.config.selection, tau=self.config.tau, training=self.training)
 
-    def transform(self, depth_weight: Float[Tensor, "B D"]) -> Float[Tensor, "B H C C"]:
-        """W of (7) divided by the host's `scaling`, which the host applies itself."""
-        return query_transform(self.query_views, self.key_views, depth_weight, **self._divided_by_scaling())
-
     def _divided_by_scaling(self) -> dict[str, Any]:
         constant = None if self.constant is None else self.constant / self.scaling
         return {"constant": constant, "scale": self.scale / self.scaling}
@@ -218,7 +213,8 @@ class DepthAttention(nn.Module):
             loss, policy_loss, clip_share = operations.group_loss(
                 logits, value, depth_index, reward, rollout.log_probability, **settings
             )
-        kept = (logits, depth_index, reward, value, loss, policy_loss)
+        # logits are half of a tensor that also holds the other half's: kept as their own
+        kept = (logits.clone(), depth_index, reward, value, loss, policy_loss)
         all_arms = config.estimator == "exact"
         return loss, Record(*(tensor.detach() for tensor in kept), clip_share=clip_share, all_arms=all_arms)
 
@@ -233,7 +229,8 @@ class DepthAttention(nn.Module):
             return None
         losses = []
         for left, rollout in kept:
-            loss, record = self._rollout_loss(rollout, self._logits(rollout.state))
+            with torch.autocast(rollout.state.device.type, enabled=False):  # as when it was sampled
+                loss, record = self._rollout_loss(rollout, self._logits(rollout.state))
             losses.append(loss)
             self.records.append(record)
             if left > 1:

@@ -38,8 +38,10 @@ class Record(NamedTuple):
 def statistics(records: Sequence[Record]) -> dict[str, Tensor]:
     """Means over the records of each forward's statistics; empty without records.
 
-    `depth_usage` is a vector, (D,); all others are scalars. Policy entropy is relative to log D, `kl` and `k3` are
-    against the uniform policy, `depth_information` is the mutual information of depth and text in nats.
+    They are of the latest `KEPT` forwards at most. Every forward counts alike, and one that replays an earlier group
+    counts again. A group of one has no `reward_spread` and `zero_spread`. `depth_usage` is a vector, (D,); all others
+    are scalars. Policy entropy is relative to log D, `kl` and `k3` are against the uniform policy, `depth_information`
+    is the mutual information of depth and text in nats.
     """
     if not records:
         return {}
@@ -68,6 +70,8 @@ def _of_one(record: Record) -> dict[str, Tensor]:
         "k3": k3,
         "clip_share": torch.zeros_like(kl) if record.clip_share is None else record.clip_share,
     }
+    if reward.shape[-1] == 1:  # a group of one has no spread, whatever its reward
+        del per_text["reward_spread"], per_text["zero_spread"]
     usage, spread = policy.mean(dim=0), expected.var(correction=0)
     return {name: values.to(value_loss.dtype).mean() for name, values in per_text.items()} | {
         # 0 where the rewards do not vary: there is nothing to explain

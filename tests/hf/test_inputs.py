@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -70,3 +71,15 @@ def test_other_families_are_refused_by_name(kind, words):
     config = SimpleNamespace(model_type=kind)
     with pytest.raises(maw.MAWError, match=rf"(?s){words}.*Supported: bert, .*mpnet, .*gemma3_text"):
         family_of(SimpleNamespace(config=config))
+
+
+@pytest.mark.parametrize("name", ["nomic_bert", "llama"])
+def test_arguments_may_be_given_by_place(name):
+    model = stir(attach(build(name)))
+    expected = hidden(model)
+    names = list(inspect.signature(model.backbone.forward).parameters)
+    given = {"input_ids": TOKENS, "attention_mask": MASK}
+    last = max(names.index(argument) for argument in ("attention_mask", "position_ids"))
+    with torch.no_grad():
+        actual = model(*[given.get(argument) for argument in names[: last + 1]]).last_hidden_state
+    assert torch.equal(actual, expected)

@@ -229,6 +229,21 @@ def test_a_whole_layer_gives_what_it_gives_in_pytorch(depth):
         torch.testing.assert_close(outcomes[1][name], expected, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_a_layer_that_is_all_half_precision_trains():
+    gradients = []
+    for kernels in ("torch", "triton"):
+        torch.manual_seed(0)
+        config = maw.MAWConfig(depth=5, kernels=kernels, auxiliary_weight=1.0)
+        layer = DepthAttention(config, frame_views(HEADS, 16, 5, scaling=0.25)).to(DEVICE, torch.float16)
+        query, key, value = (draw(37, 16, 5, torch.float16)["query"] for _ in range(3))
+        layer(query.requires_grad_(), key, value).float().square().sum().backward()
+        gradients.append({name: p.grad for name, p in layer.named_parameters()})
+    for name, expected in gradients[0].items():
+        assert gradients[1][name].dtype == torch.float16
+        assert torch.isfinite(gradients[1][name]).all(), name
+        assert expected.shape == gradients[1][name].shape
+
+
 def test_the_rule():
     query = torch.empty(1, 1, 1, 16)
     assert choose_operations("torch", query) is TORCH

@@ -197,7 +197,7 @@ def insert(host: PreTrainedModel, config: MAWConfig) -> tuple[LayerReport, ...]:
         layer = layers[index]
         views = _initial_views(layer, config)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed * 10_007 + index)
+            torch.default_generator.manual_seed(config.seed * 10_007 + index)  # torch.manual_seed: GPUs' too
             maw = DepthAttention(config, views, scaling=layer.scaling)
         layer.attention.maw = maw.to(layer.projections[0].weight.device).train(host.training)
         if layer.family.interface:

@@ -85,7 +85,7 @@ def _refuse_what_is_not_constant(layer: AttentionLayer) -> None:
 
 @torch.no_grad()
 def _fold_layer(layer: AttentionLayer) -> None:
-    transform, projection = constant_transform(layer.attention.maw), layer.projections[0]
+    transform, projection = _constant_transform(layer.attention.maw), layer.projections[0]
     heads, channels, _ = transform.shape
     rows = slice(0, heads * channels)  # of a projection that makes keys and values too, the queries come first
     weight = projection.weight[rows].double().cpu().unflatten(0, (heads, channels))
@@ -95,7 +95,7 @@ def _fold_layer(layer: AttentionLayer) -> None:
         projection.bias[rows] = (bias @ transform).flatten().to(projection.bias)
 
 
-def constant_transform(maw: DepthAttention) -> Float[Tensor, "H C C"]:
+def _constant_transform(maw: DepthAttention) -> Float[Tensor, "H C C"]:
     """W of (7) at weights 1/D, divided by the host's `scaling`; in float64 on the CPU."""
 
     def exact(tensor: Tensor) -> Tensor:

@@ -62,7 +62,8 @@ def _prepare(host: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any
     if positions is not None:
         _check_one_text_a_row(positions, mask)
     elif mask is not None and family_of(host).rotary:
-        return args, {**kwargs, "position_ids": positions_from_first_token(mask)}
+        # everything by name: the argument may have been given in its place, as None
+        return (), {**given, "position_ids": positions_from_first_token(mask)}
     return None
 
 

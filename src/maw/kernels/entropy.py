@@ -13,10 +13,9 @@ import triton.language as tl
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["mean_slice_entropy"]
+from maw.interpolation import NODES
 
-NODES = 32
-"""N, as in `maw.interpolation`."""
+__all__ = ["mean_slice_entropy"]
 
 
 @triton.jit
@@ -38,17 +37,15 @@ def _project(
     BLOCK_S: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    HAS_INDEX: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # scalars[b,h,m,s] = factor * tokens[b,h,s] . views[h, index[b,m]]
     text, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
     channel = tl.arange(0, BLOCK_C)
     member = tl.program_id(2) * BLOCK_G + tl.arange(0, BLOCK_G)
-    depth = member
-    if HAS_INDEX:
-        depth = tl.load(index + text * group + member, mask=member < group, other=0).to(tl.int32)
+    depth = tl.load(index + text * group + member, mask=member < group, other=0).to(tl.int32)
     inside = (member[:, None] < group) & (channel[None, :] < CHANNELS)
     view = tl.load(views + (head * DEPTH + depth[:, None]) * CHANNELS + channel[None, :], mask=inside, other=0.0)
+    view = view.to(tl.float32)
     token = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
     tokens += text.to(tl.int64) * stride_b + (head // REPEAT) * stride_h
     here = (token[:, None] < length) & (channel[None, :] < CHANNELS)
@@ -179,7 +176,7 @@ def mean_slice_entropy(
     key: Float[Tensor, "B Hkv S C"],
     query_views: Float[Tensor, "H D C"],
     key_views: Float[Tensor, "H D C"],
-    depth_index: Int[Tensor, "B G"] | None,
+    depth_index: Int[Tensor, "B G"],
     *,
     scale: float,
     mask: Bool[Tensor, "B S"] | None = None,
@@ -189,9 +186,9 @@ def mean_slice_entropy(
     Args:
         query: q, (B, H, S, C).
         key: k, (B, H, S, C), or with fewer heads that H is a multiple of.
-        query_views: f, (H, D, C), float32.
-        key_views: g, (H, D, C), float32.
-        depth_index: the chosen depths, (B, G); None is all D.
+        query_views: f, (H, D, C).
+        key_views: g, (H, D, C).
+        depth_index: the chosen depths, (B, G).
         scale: factor on the scores.
         mask: (B, S), True where there is a token.
 
@@ -202,8 +199,8 @@ def mean_slice_entropy(
     """
     batch, heads, length, channels = query.shape
     depth = query_views.shape[1]
-    group = depth if depth_index is None else depth_index.shape[1]
-    scalars = query_views.new_empty(2, batch, heads, group, length)
+    group = depth_index.shape[1]
+    scalars = query.new_empty(2, batch, heads, group, length, dtype=torch.float32)
     block_g = max(16, min(64, triton.next_power_of_2(group)))
     for given, views, into, factor in (
         (query, query_views, scalars[0], scale / channels),
@@ -213,7 +210,7 @@ def mean_slice_entropy(
         _project[(batch * heads, triton.cdiv(length, 64), triton.cdiv(group, block_g))](
             tokens,
             views.contiguous(),
-            None if depth_index is None else depth_index.contiguous(),
+            depth_index.contiguous(),
             into,
             *tokens.stride()[:3],
             length,
@@ -226,10 +223,9 @@ def mean_slice_entropy(
             BLOCK_S=64,
             BLOCK_G=block_g,
             BLOCK_C=max(16, triton.next_power_of_2(channels)),
-            HAS_INDEX=depth_index is not None,
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32x3",
         )
-    entropy = query_views.new_empty(batch, heads, group)
+    entropy = scalars.new_empty(batch, heads, group)
     block = min(256, max(16, triton.next_power_of_2(length)))
     warps = 1 if length <= 512 else 4  # one warp needs no barriers, and short texts give one no work to share
     _mean_entropy[(batch * heads * group,)](

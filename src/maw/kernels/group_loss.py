@@ -160,4 +160,6 @@ def group_loss(
     """The same as `maw.grpo.group_loss`, in float32; gradients flow from `loss` alone."""
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     weights = (clip, auxiliary_weight, value_weight, kl_weight, entropy_weight)
-    return GroupLoss(*_GroupLoss.apply(logits, value, depth_index, reward, sampled_log_probability, advantage, weights))
+    return GroupLoss(
+        *_GroupLoss.apply(logits, value.float(), depth_index, reward, sampled_log_probability, advantage, weights)
+    )

@@ -35,7 +35,8 @@ def _load_views(
 ):  # (depths, BLOCK_C) in float32, zero outside
     channel = tl.arange(0, BLOCK_C)
     place = (head * DEPTH + depths[:, None]) * CHANNELS + channel[None, :]
-    return tl.load(views + place, mask=(depths[:, None] < DEPTH) & (channel[None, :] < CHANNELS), other=0.0)
+    inside = (depths[:, None] < DEPTH) & (channel[None, :] < CHANNELS)
+    return tl.load(views + place, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -59,7 +60,7 @@ def _form(
     if HAS_CONSTANT:
         inside = (channel[:, None] < CHANNELS) & (channel[None, :] < CHANNELS)
         place = (head * CHANNELS + channel[:, None]) * CHANNELS + channel[None, :]
-        transform += tl.load(constant + place, mask=inside, other=0.0)
+        transform += tl.load(constant + place, mask=inside, other=0.0).to(tl.float32)
     for start in tl.static_range(0, DEPTH, BLOCK_D):
         depths = start + tl.arange(0, BLOCK_D)
         w = tl.load(weight + text * DEPTH + depths, mask=depths < DEPTH, other=0.0) * factor
@@ -146,7 +147,7 @@ def _backward(
     WITH_VIEWS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    group, head, part = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS, tl.program_id(1)
+    bundle, head, part = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS, tl.program_id(1)
     channel, depths = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D)
     f_views = _load_views(f, head, depths, DEPTH, CHANNELS, BLOCK_C)
     g_views = _load_views(g, head, depths, DEPTH, CHANNELS, BLOCK_C)
@@ -155,7 +156,7 @@ def _backward(
     first = part * ROWS
     last = tl.minimum(first + ROWS, queries)
     for member in range(TEXTS):
-        text = group * TEXTS + member
+        text = bundle * TEXTS + member
         if text < texts:
             transform = _form(
                 f, g, weight, constant, text, head, factor, DEPTH, CHANNELS, BLOCK_C, BLOCK_D, HAS_CONSTANT, PRECISION
@@ -181,7 +182,7 @@ def _backward(
                 g_share += w[:, None] * f_product
     if WITH_VIEWS:
         inside = (depths[:, None] < DEPTH) & (channel[None, :] < CHANNELS)
-        base = views_share + (group * tl.num_programs(1) + part).to(tl.int64) * 2 * HEADS * DEPTH * CHANNELS
+        base = views_share + (bundle * tl.num_programs(1) + part).to(tl.int64) * 2 * HEADS * DEPTH * CHANNELS
         place = (head * DEPTH + depths[:, None]) * CHANNELS + channel[None, :]
         tl.store(base + place, f_share, mask=inside)
         tl.store(base + HEADS * DEPTH * CHANNELS + place, g_share, mask=inside)
@@ -234,12 +235,12 @@ class _TransformQuery(torch.autograd.Function):
         batch, heads, queries, channels = query.shape
         depth, parts = f.shape[1], triton.cdiv(queries, ROWS)
         texts = max(1, batch * heads * parts // PROGRAMS)
-        groups = triton.cdiv(batch, texts)
+        bundles = triton.cdiv(batch, texts)
         with_views = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         query_gradient = torch.empty_like(query)
-        weight_share = f.new_empty(batch, parts * heads, depth)
-        views_share = f.new_empty(groups * parts if with_views else 1, 2, *f.shape)
-        _backward[(groups * heads, parts)](
+        weight_share = weight.new_empty(batch, parts * heads, depth)
+        views_share = weight.new_empty(bundles * parts if with_views else 1, 2, *f.shape)
+        _backward[(bundles * heads, parts)](
             query,
             gradient,
             f,
@@ -262,7 +263,7 @@ class _TransformQuery(torch.autograd.Function):
             WITH_VIEWS=with_views,
             **_blocks(channels, depth, query.dtype),
         )
-        f_gradient, g_gradient = views_share.sum(dim=0) if with_views else (None, None)
+        f_gradient, g_gradient = views_share.sum(dim=0).to(f.dtype) if with_views else (None, None)
         return query_gradient, f_gradient, g_gradient, weight_share.sum(dim=1), None, None
 
 
@@ -284,13 +285,13 @@ def transform_query(
 
     Args:
         query: q, (B, H, Q, C).
-        query_views: f, (H, D, C), float32.
-        key_views: g, (H, D, C), float32.
-        depth_weight: w, (B, D), float32.
-        constant: (H, C, C), float32; no gradient flows to it.
+        query_views: f, (H, D, C); computed with in float32 whatever its type.
+        key_views: g, (H, D, C).
+        depth_weight: w, (B, D).
+        constant: (H, C, C); no gradient flows to it.
         scale: factor on the mixed scores.
 
     Source: method.md (7).
     """
-    views = (query_views.contiguous(), key_views.contiguous(), depth_weight.contiguous())
+    views = (query_views.contiguous(), key_views.contiguous(), depth_weight.float().contiguous())
     return _TransformQuery.apply(_rows_together(query), *views, constant, scale)

@@ -22,16 +22,33 @@ class Trainer(SentenceTransformerTrainer):
     """Sentence Transformers' trainer that stops on NaN and logs what MAW's selectors did."""
 
     log_file: Path
+    unchecked: tuple[int, Tensor] | None = None
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One step; a loss that is not finite ends the training with an error."""
+        """One step; a loss that is not finite ends the training with an error, one step later.
+
+        By then the device has computed it, so that nothing waits.
+        """
+        self.check_loss()
         loss = super().training_step(*args, **kwargs)
+        self.unchecked = self.state.global_step + 1, loss.detach()
+        return loss
+
+    def check_loss(self) -> None:
+        """Raise if the latest loss is not finite."""
+        if self.unchecked is None:
+            return
+        (step, loss), self.unchecked = self.unchecked, None
         if not math.isfinite(float(loss)):
             raise MAWError(
-                f"training diverged: the loss is {float(loss)} at step {self.state.global_step + 1}. "
+                f"training diverged: the loss is {float(loss)} at step {step}. "
                 "Lower the learning rate, or resume from the last checkpoint with other settings"
             )
-        return loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As Sentence Transformers does, but never after a loss that is not finite."""
+        self.check_loss()
+        super()._save_checkpoint(*args, **kwargs)
 
     def _load_best_model(self) -> None:
         """As Sentence Transformers does, but a checkpoint that does not load is an error, not a line in the log."""

@@ -116,7 +116,7 @@ class DevEvaluator(BaseEvaluator):
         others = sorted(set(dataset.documents) - documents)
         random.Random(settings.seed).shuffle(others)
         documents |= set(others[: max(0, settings.dev_documents - len(documents))])
-        self.documents = {document: dataset.documents[document] for document in documents}
+        self.documents = {document: dataset.documents[document] for document in sorted(documents)}
 
     def __call__(
         self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
@@ -187,6 +187,9 @@ def train(
     if arguments.process_index > 0:  # the trainer seeds all processes alike, which would give them the same noise
         torch.manual_seed(settings.seed + 1_000_003 * arguments.process_index)
     trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.check_loss()
+    for layer in maw_layers(model):
+        layer.collect()  # the model keeps nothing of its training
     if has_dev and trainer.state.best_model_checkpoint is None:
         raise MAWError(
             f"training in {folder} ended without a best checkpoint, though there is a dev split: see its log"
