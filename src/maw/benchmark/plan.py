@@ -31,7 +31,7 @@ __all__ = [
 PRESETS: dict[str, dict[str, Any]] = {
     # minutes on two cores; what it leaves out is said on the screen and in results.json
     "quick": {
-        "subset": {"train_pairs": 600, "documents": 1500, "test_queries": 500, "dev_queries": 100, "seed": 0},
+        "subset": {"train_pairs": 600, "documents": 1200, "test_queries": 500, "dev_queries": 100, "seed": 0},
         "training": {"epochs": 1, "batch_size": 32, "max_length": 64, "dev_documents": 300},
     },
     "full": {"subset": None, "training": {}},
