@@ -38,7 +38,7 @@ def main(folder: Path, settings: dict) -> None:
         "start": start,
         "weights": fingerprint(model),
         "outcome": outcome,
-        "drawn": drawn[0][1][0].tolist(),
+        "drawn": drawn[0][1][0].tolist() if drawn else None,
         "texts": texts,
     }
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(seen))
