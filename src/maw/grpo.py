@@ -44,7 +44,7 @@ def sample_group(logits: Float[Tensor, "B D"], group_size: int) -> Int[Tensor, "
     >>> sample_group(torch.tensor([[0.0, 100.0]]), 3).tolist()
     [[1, 1, 1]]
     """
-    # the first of D exponential clocks with rates pi to ring; far fewer launches than torch.multinomial on a GPU
+    # the first of D exponential clocks with rates pi to ring
     policy = logits.detach().softmax(dim=-1)[:, None, :]
     return (policy / torch.empty_like(policy.expand(-1, group_size, -1)).exponential_()).argmax(dim=-1)
 

@@ -6,7 +6,7 @@
     gumbel_and_group   depth weights and sampled depths            below              | maw.kernels.selection
     group_loss         the auxiliary loss of sampled depths        maw.grpo           | maw.kernels.group_loss
 
-The first three read every token; the last two are a few numbers a text, and in PyTorch some sixty launches.
+The first three read every token; the last two are a few numbers a text, and in PyTorch many small launches.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Mean normalised entropy of chosen slices, in O(Q + K) a slice: `maw.interpolation` in two launches.
+"""Mean normalised entropy of chosen slices, in O(Q + K) a slice: `maw.interpolation` in three launches.
 
-The first computes the scalars u and t of the chosen depths, one matrix product a block of tokens. The second has one
-program a text, head and slice: range of t, range of z, η and dη/dz on the nodes, Hermite interpolation at the queries
-and their mean. Exponentials: N K a slice, where streaming over all pairs takes Q K.
+Two compute the scalars u and t of the chosen depths, one matrix product a block of tokens. The third has one program a
+text, head and slice: range of t, range of z, η and dη/dz on the nodes, Hermite interpolation at the queries and their
+mean. Exponentials: N K a slice, where streaming over all pairs takes Q K.
 """
 
 from __future__ import annotations
