@@ -111,10 +111,13 @@ def check_ids(
     return found
 
 
-def only_known(judged: Judgements, documents: Mapping[str, str]) -> dict[str, dict[str, int]]:
+def only_known(judged: Judgements, documents: Mapping[str, str]) -> dict[str, Mapping[str, int]]:
     """The judgements of documents that are there, without queries that then have none."""
     gone = set(lacking(documents, (document for row in judged.values() for document in row)))
-    rows = {query: {d: grade for d, grade in row.items() if d not in gone} for query, row in judged.items()}
+    rows: dict[str, Mapping[str, int]] = {
+        query: {document: grade for document, grade in row.items() if document not in gone}
+        for query, row in judged.items()
+    }
     return {query: row for query, row in rows.items() if row}
 
 

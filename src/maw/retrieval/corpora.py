@@ -22,7 +22,7 @@ from maw.retrieval.lines import refuse
 from maw.retrieval.text_writer import Records, build_store
 from maw.retrieval.texts import TextStore, read_manifest
 
-__all__ = ["IN_MEMORY", "Origin", "cache_folder", "file_origin", "hold_file", "hold_texts"]
+__all__ = ["IN_MEMORY", "Origin", "cache_folder", "file_origin", "hold_file", "hold_texts", "keep_on_disk"]
 
 IN_MEMORY = 64 * 2**20
 """Characters of text up to which a corpus stays in memory."""
@@ -90,12 +90,27 @@ def hold_texts(
             break
     else:
         return texts
+    return keep_on_disk(folder, origin, lambda: _after(chain(texts.items(), reading), texts), repeated)
+
+
+def keep_on_disk(
+    folder: Path,
+    origin: Origin,
+    records: Callable[[], Iterator[tuple[str, str]]],
+    repeated: Callable[[str, int, int], NoReturn],
+) -> TextStore:
+    """Return the store in a folder: the one that is there, if it is of this origin, else a new one.
+
+    Args:
+        folder: the store's own folder.
+        origin, records, repeated: as in `hold_texts`; reading starts only where there is no store to use again.
+
+    Raises:
+        MAWError: the folder cannot be written, or reading raises it.
+    """
     with _locked(folder):
         kept = _kept(folder, origin)
-        if kept is None:
-            rest = _after(chain(texts.items(), reading), texts)
-            kept = build_store(folder, rest, _Stamp(origin), repeated)
-        return kept
+        return build_store(folder, records(), _Stamp(origin), repeated) if kept is None else kept
 
 
 def hold_file(
@@ -165,8 +180,8 @@ def _locked(folder: Path) -> Generator[None]:
         file = folder.with_suffix(".lock").open("w")
     except OSError as error:
         raise MAWError(
-            f"cannot keep a corpus in {folder.parent}: {error.strerror}; name a folder that can be written in the "
-            "environment variable MAW_CACHE"
+            f"cannot write the store {folder}: {error.strerror or error}: it needs a folder that can be written; that "
+            "of corpora is the environment variable MAW_CACHE"
         ) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)

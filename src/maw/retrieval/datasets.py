@@ -173,6 +173,14 @@ class RetrievalDataset:
         """The names of all splits but train."""
         return tuple(split for split in self.qrels if split != TRAIN)
 
+    @property
+    def default_split(self) -> str:
+        """The split to evaluate on when none is named: test, or the only one; MAWError where there are others."""
+        splits = self.evaluation_splits
+        if "test" in splits or len(splits) == 1:
+            return "test" if "test" in splits else splits[0]
+        raise MAWError(f"{self.name} has no split test: name one with --split: {', '.join(splits) or 'it has none'}")
+
     def judgements(self, split: str) -> Judgements:
         """Return query id -> document id -> grade of one split; MAWError where there is no such split."""
         if split not in self.qrels:

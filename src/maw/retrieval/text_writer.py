@@ -50,8 +50,8 @@ def build_store(
         raise failure.__cause__ or failure from None
     except OSError as error:
         raise MAWError(
-            f"cannot keep a corpus in {folder.parent}: {error.strerror or error}; name a folder with more room in the "
-            "environment variable MAW_CACHE"
+            f"cannot write the store {folder}: {error.strerror or error}: it needs a folder that can be written and "
+            "has room for it; that of corpora is the environment variable MAW_CACHE"
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

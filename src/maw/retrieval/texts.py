@@ -206,13 +206,21 @@ class Strings(Sequence[str]):
 
 
 class _Values(ValuesView[str]):
+    def __init__(self, store: TextStore) -> None:
+        super().__init__(store)
+        self._store = store
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._mapping.texts)  # ty: ignore[unresolved-attribute]
+        return iter(self._store.texts)
 
 
 class _Items(ItemsView[str, str]):
+    def __init__(self, store: TextStore) -> None:
+        super().__init__(store)
+        self._store = store
+
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        return zip(self._mapping.ids, self._mapping.texts, strict=True)  # ty: ignore[unresolved-attribute]
+        return zip(self._store.ids, self._store.texts, strict=True)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
