@@ -14,7 +14,7 @@ from toys import encoder
 
 from maw.errors import MAWError
 from maw.retrieval import candidates as candidates_module
-from maw.retrieval import corpora, negatives
+from maw.retrieval import negatives
 from maw.retrieval.bm25 import bm25_run
 from maw.retrieval.datasets import RetrievalDataset, load_dataset, normalise, relevant
 from maw.retrieval.encoding import dense_runs, encode
@@ -349,15 +349,12 @@ def test_what_is_missing_is_said() -> None:
         mine(replace(data, qrels={"train": {"q-river": {"river-0": 0}}}), NegativeSettings())
 
 
-def test_real_negatives_are_not_relevant_and_no_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_negatives_are_not_relevant_and_no_copies(tmp_path: Path) -> None:
     """NFCorpus: 2,582 train queries, some with hundreds of relevant documents, and 40 documents that are copies."""
     root = os.environ.get("MAW_DATA")
     if not root or not (Path(root) / "nfcorpus").is_dir():
         pytest.skip("MAW_DATA has no nfcorpus: name the folder that holds it")
-    monkeypatch.setenv("MAW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(corpora, "IN_MEMORY", 2**20)
     data = load_dataset(f"beir:{Path(root) / 'nfcorpus'}")
-    assert isinstance(data.documents, TextStore)
     found = mine(data, NegativeSettings(per_query=5, relative_margin=0.05), cache=tmp_path)
     check(data, found)
     assert len(found) == 2582
