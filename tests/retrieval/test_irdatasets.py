@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from toys import encoder
 
+from maw.cli import main
 from maw.errors import MAWError
 from maw.retrieval import corpora
 from maw.retrieval.datasets import RetrievalDataset, load_dataset, render_report
@@ -259,6 +261,35 @@ def test_a_collection_that_ir_datasets_would_delete_is_saved(home: Path) -> None
     with pytest.raises(MAWError, match=r"collection\.tsv lies there without .*irds_version\.txt.*would delete it"):
         load_dataset("msmarco")
     assert (root / "collection.tsv").is_file()
+
+
+# As typed
+
+
+def test_as_typed(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    model = encoder()
+    monkeypatch.setattr("maw.retrieval.models.load_encoder", lambda *_, **__: model)
+    write_marco(home)
+    given = ["evaluate", "model", "--device", "cpu", "--dataset"]
+    assert main([*given, "ir:msmarco-passage/trec-dl-2019/judged"]) == 0
+    said = capsys.readouterr().out
+    assert "1 queries of trec-dl-2019/judged, 3 documents" in said
+    assert "R(rel=2)@1000" in said
+    assert main(["evaluate", "model", "--device", "cpu", "--msmarco", "--split", "dev/small"]) == 0
+    assert "MRR@10 " in capsys.readouterr().out
+    assert main([*given, "msmarco"]) == 2
+    assert "has no split test: name one with --split: dev/small, trec-dl-2019/judged" in capsys.readouterr().err
+
+
+def test_a_benchmark_as_typed(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_marco(home)
+    out = tmp_path / "out"
+    assert main(["benchmark", "--msmarco", "--variants", "bm25,untuned", "--device", "cpu", "--output", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "trec-dl-2020/judged: 1 queries" in said
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    assert {row["split"] for row in rows} == set(SPLITS) - {"train"}  # dev/small is reported, as is usual
+    assert (out / "runs" / "bm25-dev-small.trec").is_file()
 
 
 # What cannot be had
