@@ -16,7 +16,7 @@ from maw.retrieval.datasets import RetrievalDataset, load_dataset, render_report
 FILES = {
     "collection.tsv": ["0\tA river runs.", "7\tThe mill stands.", "12\tA river runs.", "3\t"],
     "queries.train.tsv": ["1\twhat runs", "2\twhat stands", "3\tnever judged"],
-    "qrels.train.tsv": ["1\t0\t0\t1", "2\t0\t7\t1", "2\t0\t99\t1"],
+    "qrels.train.tsv": ["1\t0\t0\t1", "2\t0\t7\t1", "1\t0\t99\t1"],
     "queries.dev.small.tsv": ["4\twhere is the river", "5\tWHAT stands"],
     "qrels.dev.small.tsv": ["4\t0\t12\t1", "5\t0\t7\t1"],
     "queries.dl19.tsv": ["6\tmill"],

@@ -153,6 +153,19 @@ def test_a_model_keeps_its_distance_from_the_best_relevant_document() -> None:
     assert found["q-engine"] == [name for name in allowed if score[name] < score["engine-right"] - margin - 1e-5][:5]
 
 
+def test_of_several_relevant_documents_the_best_scored_one_counts() -> None:
+    data, model = toy(), encoder()
+    judged = {"train": data.qrels["train"] | {"q-engine": {"engine-right": 1, "violin-0": 1}}, "test": {}}
+    data = replace(data, qrels=judged)
+    query = encode(model, [data.queries["q-engine"]], "query")
+    vectors = encode(model, list(data.documents.values()), "document")
+    score = dict(zip(data.documents, (vectors @ query[0]).tolist(), strict=True))
+    found = mine(data, NegativeSettings(source="dense", per_query=60, absolute_margin=0.05), model)["q-engine"]
+    assert score["engine-right"] > score["violin-0"]
+    assert all(score[name] <= score["engine-right"] - 0.05 for name in found)
+    assert any(score[name] > score["violin-0"] - 0.05 for name in found)
+
+
 def test_chunks_of_documents_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     data, model = toy(), encoder()
     settings = NegativeSettings(source="dense", per_query=10, absolute_margin=0.01)
