@@ -138,8 +138,6 @@ def _(command: EvaluateCommand, words: Sequence[str]) -> int:
     from maw.retrieval.runs import write_run
 
     name = _dataset_name(command)
-    if command.model is None and command.run is None:
-        raise MAWError("wanted a model to evaluate, or a run file: maw evaluate MODEL, or maw evaluate --run FILE")
     if command.model is not None and command.qrels is not None:
         raise MAWError("--qrels judges a run file: leave out the model, or --qrels (the data set has judgements)")
     wanted: dict[str, Any] = {
@@ -150,11 +148,7 @@ def _(command: EvaluateCommand, words: Sequence[str]) -> int:
     if command.model is not None or name is not None:
         dataset = load_dataset(name or "pydocs", drop_own=command.drop_own or None)
         console.print(render_report(dataset), highlight=False, markup=False)
-    if command.model is None or dataset is None:
-        assert command.run is not None
-        wanted |= {"dataset": dataset, "split": command.split, "drop_own": command.drop_own}
-        found = assess_run(command.run, qrels=command.qrels, ties=command.ties, **wanted)
-    else:
+    if command.model is not None and dataset is not None:
         quiet_libraries()
         from maw.retrieval.models import choose_device, load_encoder
 
@@ -164,6 +158,11 @@ def _(command: EvaluateCommand, words: Sequence[str]) -> int:
         found = assess_model(model, dataset, split, show_progress=console.is_terminal, **wanted)
         if command.run is not None:
             write_run(command.run, found.run, "maw", layout=command.run_format)
+    elif command.run is not None:
+        wanted |= {"dataset": dataset, "split": command.split, "drop_own": command.drop_own}
+        found = assess_run(command.run, qrels=command.qrels, ties=command.ties, **wanted)
+    else:
+        raise MAWError("wanted a model to evaluate, or a run file: maw evaluate MODEL, or maw evaluate --run FILE")
     if command.per_query is not None:
         write_per_query(command.per_query, found.evaluation)
     for measure, value in found.evaluation.means.items():

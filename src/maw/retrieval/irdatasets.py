@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from maw.errors import MAWError
 from maw.retrieval.corpora import Origin, hold_texts
 from maw.retrieval.datasets import RetrievalDataset
+from maw.retrieval.msmarco import LICENCE
 from maw.retrieval.texts import content_checksum
 
 __all__ = ["MSMARCO_SPLITS", "read_ir", "read_msmarco"]
@@ -137,6 +138,7 @@ def _read(ir: Any, name: str, documents_id: str, parts: Mapping[str, Any]) -> Re
         queries,
         qrels,
         checksums=checksums,
+        licence=LICENCE if documents_id.startswith("msmarco") else None,
         drop_own=documents_id == "beir/arguana",
         relevant_grade=dict.fromkeys(parts, 1) if documents_id.startswith("msmarco-document") else None,
         lacking_documents=True,
