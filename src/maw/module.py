@@ -17,22 +17,13 @@ from maw.config import MAWConfig
 from maw.errors import MAWError
 from maw.kernels import use_triton
 from maw.operations import Operations, choose_operations
-from maw.records import KEPT, Record, statistics
+from maw.records import KEPT, Record, Rollout, statistics
 from maw.rewards import entropy_reward
 from maw.selector import Selector, depth_weights
 from maw.shapes import repeat_heads
 from maw.views import Views
 
-__all__ = ["DepthAttention", "Rollout"]
-
-
-class Rollout(NamedTuple):
-    """One group of sampled depths per text, as it was when sampled; all detached."""
-
-    state: Float[Tensor, "B S"]
-    depth_index: Int[Tensor, "B G"]
-    log_probability: Float[Tensor, "B G"]
-    reward: Float[Tensor, "B G"]
+__all__ = ["DepthAttention"]
 
 
 class _Choice(NamedTuple):
@@ -240,14 +231,7 @@ class DepthAttention(nn.Module):
         if not self.training:
             return layer.encode(query, mask, given)
         trained = layer.train(query, key, mask, given)
-        self._remember(
-            Rollout(trained.state, trained.depth_index, trained.log_probability, trained.reward),
-            Record(
-                *(trained.logits, trained.depth_index, trained.reward, trained.value, trained.loss),
-                *(trained.policy_loss, trained.clip_share),
-                all_arms=False,
-            ),
-        )
+        self._remember(trained.ledger, trained.rollout if self._replays() else None, len(query))
         return trained.query
 
     def replay_loss(self) -> Tensor | None:

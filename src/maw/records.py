@@ -16,7 +16,7 @@ from torch import Tensor
 
 from maw import grpo
 
-__all__ = ["KEPT", "Record", "statistics"]
+__all__ = ["KEPT", "Record", "Rollout", "statistics"]
 
 KEPT = 256
 """The latest forwards whose records a layer keeps until they are collected."""
@@ -33,6 +33,15 @@ class Record(NamedTuple):
     policy_loss: Float[Tensor, " B"]
     clip_share: Float[Tensor, " B"] | None
     all_arms: bool
+
+
+class Rollout(NamedTuple):
+    """One group of sampled depths per text, as it was when sampled; all detached."""
+
+    state: Float[Tensor, "B S"]
+    depth_index: Int[Tensor, "B G"]
+    log_probability: Float[Tensor, "B G"]
+    reward: Float[Tensor, "B G"]
 
 
 def statistics(records: Sequence[Record]) -> dict[str, Tensor]:

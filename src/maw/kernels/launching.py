@@ -1,8 +1,8 @@
-"""Launching a compiled Triton kernel without binding its arguments anew each time.
+"""Launching a compiled Triton kernel without looking at its arguments anew each time.
 
-`function[grid](...)` of Triton looks at every argument in Python to find the compiled form that fits, which takes
-longer than most of our kernels run. What it looks at is little: `_kind` below. `Launch` keeps the compiled form of each
-combination of kinds and hands the arguments straight to it.
+`kernel[grid](...)` inspects every argument in Python to find the compiled form that fits, which takes longer than most
+of our kernels run. `Launch` keeps the compiled form of each combination of types, numbers and constants, and hands the
+arguments straight to it. Pointers are compiled for as multiples of 16; where one is not, Triton finds the form itself.
 """
 
 from __future__ import annotations
@@ -11,45 +11,70 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton import knobs
+from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 __all__ = ["Launch"]
 
 
 class Launch:
-    """A Triton kernel, launched as `launch(grid, *arguments, num_warps=4, **constants)`.
+    """A Triton kernel, launched as `launch(grid, tensors, numbers, **constants)` on the tensors' device.
 
     Args:
-        kernel: a function under `triton.jit` whose compile-time constants come last, in the order of its signature.
+        kernel: a function under `triton.jit` that takes tensors, then numbers, then compile-time constants.
 
-    `grid` has three entries. Under Triton's interpreter the kernel is called as it is.
+    `grid` has three entries; a tensor may be None. Under Triton's interpreter the kernel is called as it is.
     """
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
         self.compiled: dict[Any, Any] = {}
-        self.names = tuple(kernel.arg_names)
 
-    def __call__(self, grid: tuple[int, int, int], *arguments: Any, num_warps: int = 4, **constants: Any) -> None:
-        """Launch on the current stream of the first argument's device, which must be the current one."""
+    def __call__(
+        self,
+        grid: tuple[int, int, int],
+        tensors: tuple[Tensor | None, ...],
+        numbers: tuple[float, ...],
+        *,
+        num_warps: int = 4,
+        **constants: Any,
+    ) -> None:
+        """Launch on the current stream; the first tensor must be there."""
         if not isinstance(self.kernel, JITFunction):
-            self.kernel[grid](*arguments, **constants)
+            self.kernel[grid](*tensors, *numbers, **constants)
             return
-        values = tuple(constants.values())
-        key = (torch.cuda.current_device(), num_warps, values, *[_kind(argument) for argument in arguments])
+        device = tensors[0].get_device()  # ty: ignore[unresolved-attribute]
+        if device != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                self(grid, tensors, numbers, num_warps=num_warps, **constants)
+            return
+        pointers, types = 0, []
+        for tensor in tensors:
+            if tensor is None:
+                types.append(None)
+            else:
+                pointers |= tensor.data_ptr()
+                types.append(tensor.dtype)
+        key = (device, num_warps, numbers, *types, *constants.values())
         compiled = self.compiled.get(key)
-        if compiled is None:
-            if self.names[len(arguments) :] != tuple(constants):
-                raise TypeError(f"{self.names[len(arguments) :]} must be given in this order, got {tuple(constants)}")
-            self.compiled[key] = self.kernel[grid](*arguments, num_warps=num_warps, **constants)
-        else:
-            compiled[grid](*arguments, *values)
+        if compiled is not None and not pointers % 16 and not _has_hooks():
+            stream = driver.active.get_current_stream(device)
+            arguments = (*tensors, *numbers, *constants.values())
+            compiled.run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments)
+            return
+        self._check_order(len(tensors) + len(numbers), constants)
+        compiled = self.kernel[grid](*tensors, *numbers, num_warps=num_warps, **constants)
+        if not pointers % 16:
+            self.compiled[key] = compiled
+
+    def _check_order(self, given: int, constants: dict[str, Any]) -> None:
+        expected = tuple(self.kernel.arg_names[given:])
+        if expected != tuple(constants):
+            raise TypeError(f"{self.kernel.__name__}: constants must be {expected} in this order, got {(*constants,)}")
 
 
-def _kind(argument: Any) -> Any:
-    """What Triton compiles an argument for: type and, of pointers and whole numbers, divisibility by 16."""
-    if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % 16 == 0
-    if type(argument) is int:
-        return argument == 1, argument % 16 == 0, -(2**31) <= argument < 2**31
-    return None if argument is None else type(argument)
+def _has_hooks() -> bool:
+    """Whether a profiler wants to hear of launches; Triton sees to that itself."""
+    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return any(getattr(hook, "calls", hook) for hook in hooks)

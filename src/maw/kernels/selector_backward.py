@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maw.kernels.launching import Launch
+from maw.kernels.ledger import Ledger
 from maw.kernels.selector import PRECISION, TILE, Weights, gelu, units_at_a_time
 
 __all__ = ["selector_gradients"]
@@ -29,42 +30,41 @@ def _choose_backward(
     hidden,
     policy_weight,
     value_weight,
-    depth_weight,
+    ledger,
     weight_share,
-    logits_gradient,
-    value_gradient,
     factor,
     per_token,
-    active,
-    total_logits,
-    total_value,
-    total_hidden,
-    through_hidden,
+    written,
+    stride,
+    ledger_stride,
     shares,
     tau,
     STATE: tl.constexpr,
-    WIDTH: tl.constexpr,
+    WRITTEN: tl.constexpr,
     DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_U: tl.constexpr,
 ):  # one text
     text = tl.program_id(0)
-    hidden += text * WIDTH
-    active += text * WIDTH
-    total_hidden += text * WIDTH
-    through_hidden += text * 2 * STATE
+    hidden += text.to(tl.int64) * stride
+    ledger += text.to(tl.int64) * ledger_stride
+    active = written + text.to(tl.int64) * WRITTEN
+    total_hidden = active + 3 * STATE
+    through_hidden = total_hidden + 3 * STATE
+    total_logits = through_hidden + 2 * STATE
     depth = tl.arange(0, BLOCK_D)
     inside = depth < DEPTH
     upstream = tl.zeros((BLOCK_D,), dtype=tl.float32)
     for share in range(shares):
         upstream += tl.load(weight_share + (text * shares + share) * DEPTH + depth, mask=inside, other=0.0)
-    w = tl.load(depth_weight + text * DEPTH + depth, mask=inside, other=0.0)
+    w = tl.load(ledger + depth, mask=inside, other=0.0)
     through = w * (upstream - tl.sum(w * upstream, axis=0)) / tau
-    auxiliary, of_one_token = tl.load(factor), tl.load(per_token + text)
-    total = through + auxiliary * tl.load(logits_gradient + text * DEPTH + depth, mask=inside, other=0.0)
-    tl.store(total_logits + text * DEPTH + depth, total, mask=inside)
-    of_value = auxiliary * tl.load(value_gradient + text)
-    tl.store(total_value + text, of_value)
+    auxiliary, of_one_token = tl.load(factor), tl.load(per_token + text * stride)
+    total = through + auxiliary * tl.load(ledger + 2 * DEPTH + depth, mask=inside, other=0.0)
+    tl.store(total_logits + depth, total, mask=inside)
+    of_value = auxiliary * tl.load(ledger + 3 * DEPTH + 3 * GROUP + 1)
+    tl.store(total_logits + DEPTH, of_value)
     for start in range(0, 2 * STATE, BLOCK_U):
         unit = start + tl.arange(0, BLOCK_U)
         there = unit < 2 * STATE
@@ -96,8 +96,8 @@ def _sum_of_products(
     rows,
     columns,
     texts,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
+    left_stride,
+    right_stride,
     BLOCK_B: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr,
@@ -109,10 +109,12 @@ def _sum_of_products(
     for start in range(0, texts, BLOCK_B):
         text = start + tl.arange(0, BLOCK_B)
         x = tl.load(
-            left + text[None, :] * LEFT + row[:, None], mask=(text[None, :] < texts) & (row[:, None] < rows), other=0.0
+            left + text[None, :] * left_stride + row[:, None],
+            mask=(text[None, :] < texts) & (row[:, None] < rows),
+            other=0.0,
         )
         y = tl.load(
-            right + text[:, None] * RIGHT + column[None, :],
+            right + text[:, None] * right_stride + column[None, :],
             mask=(text[:, None] < texts) & (column[None, :] < columns),
             other=0.0,
         )
@@ -127,10 +129,7 @@ def _sum_of_products(
 @triton.jit
 def _weight_gradients(
     state,
-    active,
-    total_logits,
-    total_value,
-    total_hidden,
+    written,
     hidden_weight,
     hidden_bias,
     policy_weight,
@@ -138,8 +137,9 @@ def _weight_gradients(
     value_weight,
     value_bias,
     texts,
+    stride,
     STATE: tl.constexpr,
-    WIDTH: tl.constexpr,
+    WRITTEN: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -147,12 +147,13 @@ def _weight_gradients(
     PRECISION: tl.constexpr,
 ):  # three products of the same form, tile after tile
     tile = tl.program_id(0)
+    active, total_hidden, total_logits = written, written + 3 * STATE, written + 8 * STATE
     across = (STATE + BLOCK_S - 1) // BLOCK_S
-    tiles = (WIDTH + BLOCK_R - 1) // BLOCK_R * across
+    tiles = (3 * STATE + BLOCK_R - 1) // BLOCK_R * across
     if tile < tiles:
         _sum_of_products(
             total_hidden, state, hidden_weight, hidden_bias, tile // across * BLOCK_R, tile % across * BLOCK_S,
-            WIDTH, STATE, texts, WIDTH, STATE, BLOCK_B, BLOCK_R, BLOCK_S, PRECISION,
+            3 * STATE, STATE, texts, WRITTEN, stride, BLOCK_B, BLOCK_R, BLOCK_S, PRECISION,
         )  # fmt: skip
     else:
         tile -= tiles
@@ -161,13 +162,13 @@ def _weight_gradients(
         if tile < tiles:
             _sum_of_products(
                 total_logits, active, policy_weight, policy_bias, tile // across * BLOCK_R, tile % across * BLOCK_S,
-                DEPTH, 2 * STATE, texts, DEPTH, WIDTH, BLOCK_B, BLOCK_R, BLOCK_S, PRECISION,
+                DEPTH, 2 * STATE, texts, WRITTEN, WRITTEN, BLOCK_B, BLOCK_R, BLOCK_S, PRECISION,
             )  # fmt: skip
         else:
             tile -= tiles
             _sum_of_products(
-                total_value, active + 2 * STATE, value_weight, value_bias, 0, tile * BLOCK_S,
-                1, STATE, texts, 1, WIDTH, BLOCK_B, BLOCK_R, BLOCK_S, PRECISION,
+                total_logits + DEPTH, active + 2 * STATE, value_weight, value_bias, 0, tile * BLOCK_S,
+                1, STATE, texts, WRITTEN, WRITTEN, BLOCK_B, BLOCK_R, BLOCK_S, PRECISION,
             )  # fmt: skip
 
 
@@ -175,53 +176,41 @@ _choose_backward_launch, _weight_gradients_launch = Launch(_choose_backward), La
 
 
 def selector_gradients(
-    state: Float[Tensor, "B S"],
-    hidden: Float[Tensor, "B 3*S"],
+    state: Float[Tensor, "B W"],
+    per_token: Float[Tensor, "B W"],
+    hidden: Float[Tensor, "B W"],
     weights: Weights,
-    depth_weight: Float[Tensor, "B D"],
+    ledger: Ledger,
     weight_share: Float[Tensor, "B P D"],
-    logits_gradient: Float[Tensor, "B D"],
-    value_gradient: Float[Tensor, " B"],
     factor: Float[Tensor, ""],
-    per_token: Float[Tensor, " B"],
     *,
     tau: float,
 ) -> tuple[Float[Tensor, "B S"], Weights]:
     """The gradient that reaches each real token of a text through the state, and those of the parameters.
 
     Args:
-        state: (B, S).
+        state: the state; this, `per_token` and `hidden` begin at different columns of one tensor.
+        per_token: 1 / number of real tokens, each one's share in the state.
         hidden: h.
         weights: the selector's parameters.
-        depth_weight: w.
+        ledger: w, and the auxiliary loss's gradients of logits and value.
         weight_share: shares of the training loss's gradient of w, to be summed over P.
-        logits_gradient: the auxiliary loss's gradient of the logits.
-        value_gradient: and of the value.
-        factor: what both are multiplied with; on the device, so that nothing waits for it.
-        per_token: 1 / number of real tokens, each one's share in the state.
+        factor: what the auxiliary gradients are multiplied with; on the device, so that nothing waits for it.
         tau: temperature of w.
     """
-    texts, size = state.shape
-    depth = depth_weight.shape[1]
-    total_logits, total_value = torch.empty_like(depth_weight), depth_weight.new_empty(texts)
-    (active, total_hidden), through_hidden = hidden.new_empty(2, texts, 3 * size), hidden.new_empty(texts, 2 * size)
+    texts, size, depth = len(state), weights.value_hidden.shape[1], ledger.depth
+    # gelu(h), gradients of h (both and through), of the logits, of the value
+    width = triton.cdiv((3 + 3 + 2) * size + depth + 1, 16) * 16
+    written = ledger.rows.new_empty(texts, width)
     _choose_backward_launch(
         (texts, 1, 1),
-        *(hidden, weights.policy, weights.value, depth_weight, weight_share, logits_gradient, value_gradient),
-        *(
-            factor,
-            per_token,
-            active,
-            total_logits,
-            total_value,
-            total_hidden,
-            through_hidden,
-            weight_share.shape[1],
-            tau,
-        ),
+        (hidden, weights.policy, weights.value, ledger.rows, weight_share, factor, per_token, written),
+        (hidden.stride(0), ledger.rows.stride(0), weight_share.shape[1], tau),
+        num_warps=8,
         STATE=size,
-        WIDTH=3 * size,
+        WRITTEN=width,
         DEPTH=depth,
+        GROUP=ledger.group,
         BLOCK_D=triton.next_power_of_2(depth),
         BLOCK_U=units_at_a_time(depth),
     )
@@ -233,16 +222,17 @@ def selector_gradients(
     tiles += triton.cdiv(depth, TILE) * triton.cdiv(2 * size, TILE) + across
     _weight_gradients_launch(
         (tiles, 1, 1),
-        *(state, active, total_logits, total_value, total_hidden, hidden_weight, hidden_bias, *output, texts),
+        (state, written, hidden_weight, hidden_bias, *output),
+        (texts, state.stride(0)),
         STATE=size,
-        WIDTH=3 * size,
+        WRITTEN=width,
         DEPTH=depth,
         BLOCK_B=TILE,
         BLOCK_R=TILE,
         BLOCK_S=TILE,
         PRECISION=PRECISION,
     )
-    token_gradient = through_hidden @ weights.policy_hidden.float()
+    token_gradient = written[:, 6 * size : 8 * size] @ weights.policy_hidden.float()
     policy, value = slice(0, 2 * size), slice(2 * size, None)
     gradients = Weights(
         *(hidden_weight[policy], hidden_bias[policy], *output[:2]),

@@ -37,15 +37,16 @@ class Mixture(NamedTuple):
 
     query_views: Float[Tensor, "H D C"]
     key_views: Float[Tensor, "H D C"]
-    depth_weight: Float[Tensor, "B D"]
+    depth_weight: Float[Tensor, "B W"]
+    """Depth weights in the first D columns."""
     constant: Float[Tensor, "H C C"] | None
     scale: float
     constant_scale: float
 
     @property
-    def factor(self) -> float:
-        """scale / C^2."""
-        return self.scale / self.query_views.shape[-1] ** 2
+    def numbers(self) -> tuple[int, float, float]:
+        """The stride of w, scale / C^2 and the factor on the constant."""
+        return self.depth_weight.stride(0), self.scale / self.query_views.shape[-1] ** 2, self.constant_scale
 
 
 class Shares(NamedTuple):
@@ -80,6 +81,7 @@ def _form(
     constant,
     text,
     head,
+    weight_stride,
     factor,
     constant_scale,
     DEPTH: tl.constexpr,
@@ -96,7 +98,7 @@ def _form(
         transform += tl.load(constant + place, mask=inside, other=0.0).to(tl.float32) * constant_scale
     for start in tl.static_range(0, DEPTH, BLOCK_D):
         depths = start + tl.arange(0, BLOCK_D)
-        w = tl.load(weight + text * DEPTH + depths, mask=depths < DEPTH, other=0.0) * factor
+        w = tl.load(weight + text * weight_stride + depths, mask=depths < DEPTH, other=0.0) * factor
         left = _load_views(f, head, depths, DEPTH, CHANNELS, BLOCK_C) * w[:, None]
         right = _load_views(g, head, depths, DEPTH, CHANNELS, BLOCK_C)
         transform += tl.dot(tl.trans(left), right, input_precision=PRECISION)
@@ -120,6 +122,7 @@ def _apply(
     out_h,
     out_q,
     queries,
+    weight_stride,
     factor,
     constant_scale,
     HEADS: tl.constexpr,
@@ -134,7 +137,20 @@ def _apply(
 ):  # output = rows W, or rows W^T; plus a row of shift[text, head] at real tokens
     text, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
     transform = _form(
-        f, g, weight, constant, text, head, factor, constant_scale, DEPTH, CHANNELS, BLOCK_C, BLOCK_D, PRECISION
+        f,
+        g,
+        weight,
+        constant,
+        text,
+        head,
+        weight_stride,
+        factor,
+        constant_scale,
+        DEPTH,
+        CHANNELS,
+        BLOCK_C,
+        BLOCK_D,
+        PRECISION,
     ).to(rows.dtype.element_ty)
     if TRANSPOSED:
         transform = tl.trans(transform)
@@ -180,6 +196,7 @@ def _backward(
     out_q,
     texts,
     queries,
+    weight_stride,
     factor,
     constant_scale,
     HEADS: tl.constexpr,
@@ -236,7 +253,7 @@ def _backward(
             place = ((text * tl.num_programs(1) + part) * HEADS + head) * DEPTH + depths
             tl.store(weight_share + place, factor * tl.sum(f_product * g_views, axis=1), mask=depths < DEPTH)
             if views_share is not None:
-                w = tl.load(weight + text * DEPTH + depths, mask=depths < DEPTH, other=0.0) * factor
+                w = tl.load(weight + text * weight_stride + depths, mask=depths < DEPTH, other=0.0) * factor
                 f_share += w[:, None] * tl.dot(g_views, tl.trans(product), input_precision=PRECISION)
                 g_share += w[:, None] * f_product
     if views_share is not None:
@@ -268,9 +285,8 @@ def apply(
     output = torch.empty_like(rows)
     _apply_launch(
         (batch * heads, triton.cdiv(queries, ROWS), 1),
-        *(rows, *mixture[:4], shift, mask, output),
-        *(*rows.stride()[:3], *output.stride()[:3]),
-        *(queries, mixture.factor, mixture.constant_scale),
+        (rows, *mixture[:4], shift, mask, output),
+        (*rows.stride()[:3], *output.stride()[:3], queries, *mixture.numbers),
         HEADS=heads,
         DEPTH=depth,
         CHANNELS=channels,
@@ -304,10 +320,12 @@ def backward(
         views_share = weight_share.new_empty(bundles * parts, 2, heads, depth, channels)
     _backward_launch(
         (bundles * heads, parts, 1),
-        *(query, gradient, *mixture[:4], query_gradient, weight_share, views_share),
-        *(*query.stride()[:3], *gradient.stride()[:3]),
-        *((0, 0, 0) if query_gradient is None else query_gradient.stride()[:3]),
-        *(batch, queries, mixture.factor, mixture.constant_scale),
+        (query, gradient, *mixture[:4], query_gradient, weight_share, views_share),
+        (
+            *(*query.stride()[:3], *gradient.stride()[:3]),
+            *((0, 0, 0) if query_gradient is None else query_gradient.stride()[:3]),
+            *(batch, queries, *mixture.numbers),
+        ),
         HEADS=heads,
         DEPTH=depth,
         CHANNELS=channels,
