@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from maw.rewards import entropy_reward
 from maw.selector import Selector, depth_weights
 from maw.shapes import repeat_heads
 from maw.views import Views
+
+if TYPE_CHECKING:
+    from maw.kernels.ledger import Ledger
 
 __all__ = ["DepthAttention"]
 
@@ -80,7 +83,7 @@ class DepthAttention(nn.Module):
         if config.selection != "uniform":  # parameters without a use can be an error in distributed training
             self.selector = Selector(heads * channels, depth)
         self.gradient_scale = GradientScale()
-        self.records: deque[Record] = deque(maxlen=KEPT)
+        self.records: deque[Record | Ledger] = deque(maxlen=KEPT)
         # kept only where something replays them: None until `replay_loss` is first called
         self.rollouts: list[tuple[int, Rollout]] | None = None
 
@@ -180,17 +183,18 @@ class DepthAttention(nn.Module):
         """
         rollout = Rollout(choice.state, choice.depth_index, choice.log_probability, reward)
         loss, record = self._rollout_loss(rollout, choice.logits)
-        self._remember(rollout, record)
+        self.remember(record, rollout, len(reward))
         if not torch.is_grad_enabled():
             return query_transformed
         return add_gradient(query_transformed, loss.sum(), self.gradient_scale, len(reward))
 
-    def _remember(self, rollout: Rollout, record: Record) -> None:
-        if in_backward():
+    def remember(self, record: Record | Ledger, rollout: Rollout | None, texts: int) -> None:
+        """Count one forward's texts and keep what happened to them; nothing in a checkpointed layer's second run."""
+        if in_backward() or not texts:
             return
-        self.gradient_scale.texts += len(rollout.reward)
+        self.gradient_scale.texts += texts
         self.records.append(record)
-        if self.rollouts is not None and self.config.updates > 1:
+        if self.rollouts is not None and self.config.updates > 1 and rollout is not None:
             self.rollouts.append((self.config.updates - 1, rollout))
 
     def _rollout_loss(self, rollout: Rollout, logits: Tensor) -> tuple[Tensor, Record]:
@@ -231,7 +235,7 @@ class DepthAttention(nn.Module):
         if not self.training:
             return layer.encode(query, mask, given)
         trained = layer.train(query, key, mask, given)
-        self._remember(trained.ledger, trained.rollout if self._replays() else None, len(query))
+        self.remember(trained.ledger, trained.rollout() if self.config.updates > 1 else None, len(query))
         return trained.query
 
     def replay_loss(self) -> Tensor | None:
@@ -255,6 +259,6 @@ class DepthAttention(nn.Module):
 
     def collect(self) -> dict[str, Tensor]:
         """Means of what was recorded since the last call, which forgets it: see `maw.records.statistics`."""
-        collected = statistics(self.records)
+        collected = statistics([kept.record() for kept in self.records])
         self.records.clear()
         return collected

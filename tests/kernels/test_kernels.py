@@ -188,7 +188,7 @@ def layer_outcome(config: maw.MAWConfig, masked: bool, dtype=torch.float32) -> d
     scale_gradient(output.float().square().sum(), [layer.gradient_scale]).mul(0.7).backward()
     gradients = {name: p.grad for name, p in layer.named_parameters()} | {"query": query.grad}
     # advantages of a group sum to zero, so its policy loss is a rounding: on the scale of its terms
-    record = {name: value for name, value in layer.records[0]._asdict().items() if isinstance(value, Tensor)}
+    record = {name: value for name, value in layer.records[0].record()._asdict().items() if isinstance(value, Tensor)}
     record["policy_loss"] = 1 + record["policy_loss"]
     return {"output": output, **gradients, **record}
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from triton import knobs
-from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 __all__ = ["Launch"]
@@ -34,7 +33,7 @@ class Launch:
     def __call__(
         self,
         grid: tuple[int, int, int],
-        tensors: tuple[Tensor | None, ...],
+        tensors: tuple[Tensor, *tuple[Tensor | None, ...]],
         numbers: tuple[float, ...],
         *,
         num_warps: int = 4,
@@ -44,7 +43,7 @@ class Launch:
         if not isinstance(self.kernel, JITFunction):
             self.kernel[grid](*tensors, *numbers, **constants)
             return
-        device = tensors[0].get_device()  # ty: ignore[unresolved-attribute]
+        device = tensors[0].get_device()
         if device != torch.cuda.current_device():
             with torch.cuda.device(device):
                 self(grid, tensors, numbers, num_warps=num_warps, **constants)
@@ -59,7 +58,7 @@ class Launch:
         key = (device, num_warps, numbers, *types, *constants.values())
         compiled = self.compiled.get(key)
         if compiled is not None and not pointers % 16 and not _has_hooks():
-            stream = driver.active.get_current_stream(device)
+            stream = torch._C._cuda_getCurrentRawStream(device)
             arguments = (*tensors, *numbers, *constants.values())
             compiled.run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments)
             return

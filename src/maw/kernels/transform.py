@@ -224,20 +224,9 @@ def _backward(
             from_gradient = gradient + text.to(tl.int64) * grad_b + head * grad_h
             if query_gradient is not None:
                 transform = _form(
-                    f,
-                    g,
-                    weight,
-                    constant,
-                    text,
-                    head,
-                    factor,
-                    constant_scale,
-                    DEPTH,
-                    CHANNELS,
-                    BLOCK_C,
-                    BLOCK_D,
-                    PRECISION,
-                ).to(query.dtype.element_ty)
+                    f, g, weight, constant, text, head, weight_stride, factor, constant_scale,
+                    DEPTH, CHANNELS, BLOCK_C, BLOCK_D, PRECISION,
+                ).to(query.dtype.element_ty)  # fmt: skip
                 to_query = query_gradient + text.to(tl.int64) * out_b + head * out_h
             product = tl.zeros((BLOCK_C, BLOCK_C), dtype=tl.float32)
             for start in range(first, last, BLOCK_Q):
