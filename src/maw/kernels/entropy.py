@@ -7,6 +7,8 @@ and their mean. Exponentials: N K a slice, where streaming over all pairs takes 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -14,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from maw.interpolation import NODES
-from maw.kernels.launching import Launch
+from maw.kernels.launching import PLANS, Plan
 from maw.kernels.transform import rows_together
 
 __all__ = ["slice_entropy", "write_entropy"]
@@ -189,7 +191,49 @@ def _mean_entropy(
     tl.store(entropy + program, tl.where(count > 1, tl.sum(found, axis=0) / (count * longest), 0.0))
 
 
-_project_launch, _mean_entropy_launch = Launch(_project), Launch(_mean_entropy)
+@lru_cache(PLANS)
+def _plans(
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    key_heads: int,
+    key_stride: tuple[int, ...],
+    depth: int,
+    group: int,
+    index_stride: int,
+    column: int,
+    scale: float,
+    precision: str,
+) -> tuple[Plan, Plan]:
+    batch, heads, length, channels = shape
+    block_g = max(16, min(64, triton.next_power_of_2(group)))
+    project = Plan(
+        _project,
+        (batch * heads, triton.cdiv(length, 64), 2 * triton.cdiv(group, block_g)),
+        (*stride[:3], *key_stride[:3], index_stride, column, length, scale / channels, 1 / channels),
+        HEADS=heads,
+        REPEAT=heads // key_heads,
+        DEPTH=depth,
+        GROUP=group,
+        CHANNELS=channels,
+        BLOCK_S=64,
+        BLOCK_G=block_g,
+        BLOCK_C=max(16, triton.next_power_of_2(channels)),
+        PRECISION=precision,
+    )
+    block = min(256, max(16, triton.next_power_of_2(length)))
+    warps = 1 if length <= 512 else 4  # one warp needs no barriers, and short texts give one no work to share
+    mean_entropy = Plan(
+        _mean_entropy,
+        (batch * heads * group, 1, 1),
+        (length,),
+        num_warps=warps,
+        HEADS=heads,
+        GROUP=group,
+        NODES=NODES,
+        BLOCK_K=min(32 * warps, block),
+        BLOCK_Q=block,
+    )
+    return project, mean_entropy
 
 
 def slice_entropy(
@@ -218,9 +262,12 @@ def slice_entropy(
 
     Source: method.md section 4; `maw.interpolation.mean_slice_entropy`.
     """
+    batch, heads, length, _ = query.shape
+    group = depth_index.shape[1]
     given = (rows_together(query), rows_together(key), query_views.contiguous(), key_views.contiguous())
     mask = None if mask is None else mask.contiguous()
-    return write_entropy(*given, depth_index.contiguous(), depth_index.shape[1], scale=scale, mask=mask)
+    scalars = write_entropy(*given, depth_index.contiguous(), group, scale=scale, mask=mask)
+    return scalars[2 * batch * heads * group * length :].view(batch, heads, group)
 
 
 def write_entropy(
@@ -234,40 +281,18 @@ def write_entropy(
     column: int = 0,
     scale: float,
     mask: Bool[Tensor, "B S"] | None,
-) -> Float[Tensor, "B H G"]:
-    """As `slice_entropy`, of the G depths that stand in `index` from `column` on; all as the kernels read them."""
-    batch, heads, length, channels = query.shape
-    slices = batch * heads * group
-    scalars = query.new_empty(slices * (2 * length + 1), dtype=torch.float32)  # u, t and the entropy of each slice
-    block_g = max(16, min(64, triton.next_power_of_2(group)))
-    _project_launch(
-        (batch * heads, triton.cdiv(length, 64), 2 * triton.cdiv(group, block_g)),
-        (query, key, query_views, key_views, index, scalars),
-        (
-            *(*query.stride()[:3], *key.stride()[:3], index.stride(0), column),
-            *(length, scale / channels, 1 / channels),
-        ),
-        HEADS=heads,
-        REPEAT=heads // key.shape[1],
-        DEPTH=query_views.shape[1],
-        GROUP=group,
-        CHANNELS=channels,
-        BLOCK_S=64,
-        BLOCK_G=block_g,
-        BLOCK_C=max(16, triton.next_power_of_2(channels)),
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32x3",
+) -> Float[Tensor, " N"]:
+    """As `slice_entropy`, of the G depths that stand in `index` from `column` on; all as the kernels read them.
+
+    Returns:
+        u and t of all tokens in all B * H * G slices, and behind these numbers the entropies of the slices.
+    """
+    batch, heads, length, _ = query.shape
+    scalars = query.new_empty(batch * heads * group * (2 * length + 1), dtype=torch.float32)
+    project, mean_entropy = _plans(
+        *(query.shape, query.stride(), key.shape[1], key.stride(), query_views.shape[1], group),
+        *(index.stride(0), column, scale, "ieee" if query.dtype == torch.float32 else "tf32x3"),
     )
-    block = min(256, max(16, triton.next_power_of_2(length)))
-    warps = 1 if length <= 512 else 4  # one warp needs no barriers, and short texts give one no work to share
-    _mean_entropy_launch(
-        (slices, 1, 1),
-        (scalars, mask),
-        (length,),
-        num_warps=warps,
-        HEADS=heads,
-        GROUP=group,
-        NODES=NODES,
-        BLOCK_K=min(32 * warps, block),
-        BLOCK_Q=block,
-    )
-    return scalars[2 * slices * length :].view(batch, heads, group)
+    project(query, key, query_views, key_views, index, scalars)
+    mean_entropy(scalars, mask)
+    return scalars

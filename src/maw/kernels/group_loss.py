@@ -9,15 +9,15 @@ Everything is closed form. With c_m = -ratio_m A_m / G where the clip lets it th
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import triton
 import triton.language as tl
-from jaxtyping import Float
 from torch import Tensor
 
-from maw.config import MAWConfig
+from maw.config import Advantage, MAWConfig
 from maw.grpo import EPSILON
-from maw.kernels.launching import Launch
+from maw.kernels.launching import PLANS, Plan
 from maw.kernels.ledger import Ledger
 
 __all__ = ["write_group_loss"]
@@ -95,23 +95,34 @@ def _group_loss(
     tl.store(single + 1, auxiliary_weight * value_weight * 2 * gap)
 
 
-_group_loss_launch = Launch(_group_loss)
-
-
-def write_group_loss(ledger: Ledger, entropy: Float[Tensor, "B H G"], config: MAWConfig) -> None:
-    """`maw.grpo.group_loss` of the reward minus mean entropy over heads: write reward, loss and its gradients."""
-    texts, heads, group = entropy.shape
-    weights = (config.auxiliary_weight, config.value_weight, config.kl_weight, config.entropy_weight)
-    _group_loss_launch(
+@lru_cache(PLANS)
+def _plan(
+    texts: int, heads: int, depth: int, group: int, stride: int, weights: tuple[float, ...], advantage: Advantage
+) -> Plan:
+    return Plan(
+        _group_loss,
         (texts, 1, 1),
-        (ledger.rows, entropy),
-        (ledger.rows.stride(0), config.clip, *weights, math.log(ledger.depth)),
+        (stride, *weights, math.log(depth)),
         num_warps=1,
         HEADS=heads,
-        DEPTH=ledger.depth,
+        DEPTH=depth,
         GROUP=group,
         BLOCK_H=triton.next_power_of_2(heads),
-        BLOCK_D=triton.next_power_of_2(ledger.depth),
+        BLOCK_D=triton.next_power_of_2(depth),
         BLOCK_G=triton.next_power_of_2(group),
-        ADVANTAGE=config.advantage,
+        ADVANTAGE=advantage,
     )
+
+
+def write_group_loss(ledger: Ledger, entropy: Tensor, heads: int, config: MAWConfig) -> None:
+    """`maw.grpo.group_loss` of the reward minus mean entropy over heads: write reward, loss and its gradients.
+
+    Args:
+        ledger: with logits, value, sampled depths and their log-probabilities.
+        entropy: B * H * G numbers in this order.
+        heads: H.
+        config: advantage, clip and weights of the loss.
+    """
+    weights = (config.clip, config.auxiliary_weight, config.value_weight, config.kl_weight, config.entropy_weight)
+    rows, depth, group = ledger
+    _plan(len(rows), heads, depth, group, rows.stride(0), weights, config.advantage)(rows, entropy)

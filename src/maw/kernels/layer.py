@@ -1,4 +1,4 @@
-"""What a MAW layer does to its query, as one node of the autograd graph: some eight launches forward, seven backward.
+"""What a MAW layer does to its query, as one node of the autograd graph: eight launches forward, four backward.
 
     q -> state -> selector -> w -> q' = q W(w)                  the transformed query
                   selector -> sampled depths -> entropy -> loss  the auxiliary loss and, in closed form, its gradient
@@ -22,8 +22,9 @@ from maw.kernels import transform
 from maw.kernels.entropy import write_entropy
 from maw.kernels.group_loss import write_group_loss
 from maw.kernels.ledger import Ledger
+from maw.kernels.parameter_gradients import parameter_gradients
 from maw.kernels.selector import Weights, write_choice, write_hidden
-from maw.kernels.selector_backward import selector_gradients
+from maw.kernels.selector_backward import write_gradients
 from maw.kernels.token_mean import write_mean_and_share
 from maw.kernels.transform import Mixture, rows_together
 from maw.records import Rollout
@@ -111,12 +112,9 @@ class _Layer(torch.autograd.Function):
         write_choice(hidden, weights, noise, ledger, tau=config.tau, noisy=config.selection == "gumbel")
         transformed = transform.apply(query, given.mixture(ledger.rows, f, g, given.constant))
         entropy = write_entropy(
-            *(query, key, f, g, ledger.rows, ledger.group),
-            column=ledger.index_column,
-            scale=given.scale,
-            mask=mask,
+            query, key, f, g, ledger.rows, ledger.group, column=ledger.index_column, scale=given.scale, mask=mask
         )
-        write_group_loss(ledger, entropy, config)
+        write_group_loss(ledger, entropy[-batch * heads * ledger.group :], heads, config)
         ctx.given = given
         ctx.save_for_backward(query, mask, f, g, given.constant, worked, ledger.rows, *weights)
         ctx.mark_non_differentiable(worked, ledger.rows)
@@ -135,14 +133,13 @@ class _Layer(torch.autograd.Function):
         mixture = given.mixture(rows, f, g, constant)
         gradient = rows_together(gradient)
         _, shares = transform.backward(query, gradient, mixture, with_query=False, with_views=needs_f or needs_g)
-        size = query.shape[1] * query.shape[3]
-        token_gradient, gradients = selector_gradients(
-            *(worked, worked[:, size:], worked[:, size + PADDED :], Weights(*parameters)),
-            *(Ledger(rows, config.depth, config.group_size), shares.depth_weight),
-            given.gradient_scale.factor(len(rows), rows.device),
-            tau=config.tau,
-        )
+        size, weights = query.shape[1] * query.shape[3], Weights(*parameters)
+        ledger = Ledger(rows, config.depth, config.group_size)
+        hidden, per_token = worked[:, size + PADDED :], worked[:, size:]
+        factor = given.gradient_scale.factor(len(rows), rows.device)
+        written = write_gradients(hidden, per_token, weights, ledger, shares.depth_weight, factor, tau=config.tau)
+        token_gradient, of_views, of_weights = parameter_gradients(worked, written, weights, f, shares.views)
         query_gradient = None
         if needs_query:
             query_gradient = transform.apply(gradient, mixture, transposed=True, shift=token_gradient, mask=mask)
-        return query_gradient, *shares.views_gradient(f.dtype), *gradients, None, None, None
+        return query_gradient, *of_views, *of_weights, None, None, None

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import triton
@@ -16,7 +17,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from maw.kernels.launching import Launch
+from maw.kernels.launching import PLANS, Plan
 from maw.kernels.ledger import Ledger
 from maw.selector import Selector
 
@@ -152,8 +153,6 @@ def _choose(
         tl.store(ledger + 3 * DEPTH + 3 * GROUP, value)
 
 
-_hidden_launch, _choose_launch = Launch(_hidden), Launch(_choose)
-
 PRECISION = "tf32x3"
 """Of products of float32 numbers: as good as float32, on the matrix units."""
 
@@ -161,23 +160,47 @@ TILE = 32
 """Rows and columns of a product that one program computes."""
 
 
-def write_hidden(
-    state: Float[Tensor, "B W"], hidden: Float[Tensor, "B W"], weights: Weights, *, with_value: bool
-) -> None:
-    """Write h, 3 S numbers a text, or 2 S without the value network; state and h are columns of one tensor."""
-    size = weights.value_hidden.shape[1]
+@lru_cache(PLANS)
+def _hidden_plan(texts: int, stride: int, size: int, with_value: bool) -> Plan:
     policy_tiles = triton.cdiv(2 * size, TILE)
     tiles = policy_tiles + (triton.cdiv(size, TILE) if with_value else 0)
-    _hidden_launch(
-        (tiles, triton.cdiv(len(state), TILE), 1),
-        (state, weights[0], weights[1], weights[4], weights[5], hidden),
-        (len(state), state.stride(0)),
+    return Plan(
+        _hidden,
+        (tiles, triton.cdiv(texts, TILE), 1),
+        (texts, stride),
         STATE=size,
         POLICY_TILES=policy_tiles,
         BLOCK_B=TILE,
         BLOCK_U=TILE,
         BLOCK_S=64,
         PRECISION=PRECISION,
+    )
+
+
+@lru_cache(PLANS)
+def _choose_plan(
+    texts: int, strides: tuple[int, int], tau: float, size: int, depth: int, group: int, noisy: bool
+) -> Plan:
+    return Plan(
+        _choose,
+        (texts, 1, 1),
+        (*strides, tau),
+        STATE=size,
+        DEPTH=depth,
+        GROUP=group,
+        NOISY=noisy,
+        BLOCK_D=triton.next_power_of_2(depth),
+        BLOCK_U=units_at_a_time(depth),
+    )
+
+
+def write_hidden(
+    state: Float[Tensor, "B W"], hidden: Float[Tensor, "B W"], weights: Weights, *, with_value: bool
+) -> None:
+    """Write h, 3 S numbers a text, or 2 S without the value network; state and h are columns of one tensor."""
+    size = weights.value_hidden.shape[1]
+    _hidden_plan(len(state), state.stride(0), size, with_value)(
+        state, weights[0], weights[1], weights[4], weights[5], hidden
     )
 
 
@@ -200,16 +223,10 @@ def write_choice(
         tau: temperature of the weights.
         noisy: whether the weights are Gumbel-Softmax.
     """
-    _choose_launch(
-        (len(hidden), 1, 1),
-        (hidden, weights[2], weights[3], weights[6], weights[7], noise, ledger.rows),
-        (hidden.stride(0), ledger.rows.stride(0), tau),
-        STATE=weights.value_hidden.shape[1],
-        DEPTH=ledger.depth,
-        GROUP=ledger.group,
-        NOISY=noisy,
-        BLOCK_D=triton.next_power_of_2(ledger.depth),
-        BLOCK_U=units_at_a_time(ledger.depth),
+    rows, depth, group = ledger
+    strides, size = (hidden.stride(0), rows.stride(0)), weights.value_hidden.shape[1]
+    _choose_plan(len(hidden), strides, tau, size, depth, group, noisy)(
+        hidden, weights[2], weights[3], weights[6], weights[7], noise, rows
     )
 
 

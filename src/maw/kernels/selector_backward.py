@@ -1,23 +1,29 @@
-"""The gradients of `maw.kernels.selector`, in two launches and one matrix product.
+"""The gradients of hidden units and logits of `maw.kernels.selector`, one program a text.
 
 Two gradients meet in the policy's weights: that of the training loss, through w, which goes on into the state, and that
-of the auxiliary loss, which must not. So `through` (the first) and `total` (both) are carried side by side. The sums
-over texts that the parameters' gradients are, run in a fixed order: the result is the same every time.
+of the auxiliary loss, which must not. So `through` (the first) and `total` (both) are carried side by side.
+
+    columns written   0                gelu(h)                            3 S
+                      3 S              total gradient of h                3 S
+                      6 S              through gradient of the policy's   2 S    times a token's share in the state
+                      8 S              total gradient of the logits       D
+                      8 S + D          gradient of the value              1
 """
 
 from __future__ import annotations
 
-import torch
+from functools import lru_cache
+
 import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from maw.kernels.launching import Launch
+from maw.kernels.launching import PLANS, Plan
 from maw.kernels.ledger import Ledger
-from maw.kernels.selector import PRECISION, TILE, Weights, gelu, units_at_a_time
+from maw.kernels.selector import Weights, gelu, units_at_a_time
 
-__all__ = ["selector_gradients"]
+__all__ = ["gradient_columns", "write_gradients"]
 
 
 @triton.jit
@@ -85,157 +91,53 @@ def _choose_backward(
         tl.store(total_hidden + 2 * STATE + unit, _gelu_slope(h) * w2 * of_value, mask=there)
 
 
-@triton.jit
-def _sum_of_products(
-    left,
-    right,
-    product,
-    row_sum,
-    first_row,
-    first_column,
-    rows,
-    columns,
-    texts,
-    left_stride,
-    right_stride,
-    BLOCK_B: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # product[r, c] = sum_b left[b, r] right[b, c] of one tile; where it is the first of its rows, sum_b left[b, r] too
-    row, column = first_row + tl.arange(0, BLOCK_R), first_column + tl.arange(0, BLOCK_S)
-    total = tl.zeros((BLOCK_R, BLOCK_S), dtype=tl.float32)
-    summed = tl.zeros((BLOCK_R,), dtype=tl.float32)
-    for start in range(0, texts, BLOCK_B):
-        text = start + tl.arange(0, BLOCK_B)
-        x = tl.load(
-            left + text[None, :] * left_stride + row[:, None],
-            mask=(text[None, :] < texts) & (row[:, None] < rows),
-            other=0.0,
-        )
-        y = tl.load(
-            right + text[:, None] * right_stride + column[None, :],
-            mask=(text[:, None] < texts) & (column[None, :] < columns),
-            other=0.0,
-        )
-        total += tl.dot(x, y, input_precision=PRECISION)
-        summed += tl.sum(x, axis=1)
-    inside = (row[:, None] < rows) & (column[None, :] < columns)
-    tl.store(product + row[:, None] * columns + column[None, :], total.to(product.dtype.element_ty), mask=inside)
-    if first_column == 0:
-        tl.store(row_sum + row, summed.to(row_sum.dtype.element_ty), mask=row < rows)
+@lru_cache(PLANS)
+def _plan(texts: int, strides: tuple[int, int], shares: int, tau: float, size: int, depth: int, group: int) -> Plan:
+    return Plan(
+        _choose_backward,
+        (texts, 1, 1),
+        (*strides, shares, tau),
+        num_warps=8,
+        STATE=size,
+        WRITTEN=gradient_columns(size, depth),
+        DEPTH=depth,
+        GROUP=group,
+        BLOCK_D=triton.next_power_of_2(depth),
+        BLOCK_U=units_at_a_time(depth),
+    )
 
 
-@triton.jit
-def _weight_gradients(
-    state,
-    written,
-    hidden_weight,
-    hidden_bias,
-    policy_weight,
-    policy_bias,
-    value_weight,
-    value_bias,
-    texts,
-    stride,
-    STATE: tl.constexpr,
-    WRITTEN: tl.constexpr,
-    DEPTH: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # three products of the same form, tile after tile
-    tile = tl.program_id(0)
-    active, total_hidden, total_logits = written, written + 3 * STATE, written + 8 * STATE
-    across = (STATE + BLOCK_S - 1) // BLOCK_S
-    tiles = (3 * STATE + BLOCK_R - 1) // BLOCK_R * across
-    if tile < tiles:
-        _sum_of_products(
-            total_hidden, state, hidden_weight, hidden_bias, tile // across * BLOCK_R, tile % across * BLOCK_S,
-            3 * STATE, STATE, texts, WRITTEN, stride, BLOCK_B, BLOCK_R, BLOCK_S, PRECISION,
-        )  # fmt: skip
-    else:
-        tile -= tiles
-        across = (2 * STATE + BLOCK_S - 1) // BLOCK_S
-        tiles = (DEPTH + BLOCK_R - 1) // BLOCK_R * across
-        if tile < tiles:
-            _sum_of_products(
-                total_logits, active, policy_weight, policy_bias, tile // across * BLOCK_R, tile % across * BLOCK_S,
-                DEPTH, 2 * STATE, texts, WRITTEN, WRITTEN, BLOCK_B, BLOCK_R, BLOCK_S, PRECISION,
-            )  # fmt: skip
-        else:
-            tile -= tiles
-            _sum_of_products(
-                total_logits + DEPTH, active + 2 * STATE, value_weight, value_bias, 0, tile * BLOCK_S,
-                1, STATE, texts, WRITTEN, WRITTEN, BLOCK_B, BLOCK_R, BLOCK_S, PRECISION,
-            )  # fmt: skip
+def gradient_columns(size: int, depth: int) -> int:
+    """How many columns are written, rounded up so that each row begins at a multiple of 16 bytes."""
+    return triton.cdiv(8 * size + depth + 1, 16) * 16
 
 
-_choose_backward_launch, _weight_gradients_launch = Launch(_choose_backward), Launch(_weight_gradients)
-
-
-def selector_gradients(
-    state: Float[Tensor, "B W"],
-    per_token: Float[Tensor, "B W"],
+def write_gradients(
     hidden: Float[Tensor, "B W"],
+    per_token: Float[Tensor, "B W"],
     weights: Weights,
     ledger: Ledger,
     weight_share: Float[Tensor, "B P D"],
     factor: Float[Tensor, ""],
     *,
     tau: float,
-) -> tuple[Float[Tensor, "B S"], Weights]:
-    """The gradient that reaches each real token of a text through the state, and those of the parameters.
+) -> Float[Tensor, "B V"]:
+    """The columns above.
 
     Args:
-        state: the state; this, `per_token` and `hidden` begin at different columns of one tensor.
+        hidden: h; this and `per_token` begin at different columns of one tensor.
         per_token: 1 / number of real tokens, each one's share in the state.
-        hidden: h.
         weights: the selector's parameters.
         ledger: w, and the auxiliary loss's gradients of logits and value.
         weight_share: shares of the training loss's gradient of w, to be summed over P.
         factor: what the auxiliary gradients are multiplied with; on the device, so that nothing waits for it.
         tau: temperature of w.
     """
-    texts, size, depth = len(state), weights.value_hidden.shape[1], ledger.depth
-    # gelu(h), gradients of h (both and through), of the logits, of the value
-    width = triton.cdiv((3 + 3 + 2) * size + depth + 1, 16) * 16
-    written = ledger.rows.new_empty(texts, width)
-    _choose_backward_launch(
-        (texts, 1, 1),
-        (hidden, weights.policy, weights.value, ledger.rows, weight_share, factor, per_token, written),
-        (hidden.stride(0), ledger.rows.stride(0), weight_share.shape[1], tau),
-        num_warps=8,
-        STATE=size,
-        WRITTEN=width,
-        DEPTH=depth,
-        GROUP=ledger.group,
-        BLOCK_D=triton.next_power_of_2(depth),
-        BLOCK_U=units_at_a_time(depth),
+    rows, depth, group = ledger
+    texts, size = len(rows), weights.value_hidden.shape[1]
+    written = rows.new_empty(texts, gradient_columns(size, depth))
+    strides = hidden.stride(0), rows.stride(0)
+    _plan(texts, strides, weight_share.shape[1], tau, size, depth, group)(
+        hidden, weights.policy, weights.value, rows, weight_share, factor, per_token, written
     )
-    hidden_weight = torch.empty(3 * size, size, dtype=weights.value_hidden.dtype, device=state.device)
-    hidden_bias = hidden_weight.new_empty(3 * size)
-    output = [torch.empty_like(weights[place]) for place in (2, 3, 6, 7)]
-    across = triton.cdiv(size, TILE)
-    tiles = triton.cdiv(3 * size, TILE) * across
-    tiles += triton.cdiv(depth, TILE) * triton.cdiv(2 * size, TILE) + across
-    _weight_gradients_launch(
-        (tiles, 1, 1),
-        (state, written, hidden_weight, hidden_bias, *output),
-        (texts, state.stride(0)),
-        STATE=size,
-        WRITTEN=width,
-        DEPTH=depth,
-        BLOCK_B=TILE,
-        BLOCK_R=TILE,
-        BLOCK_S=TILE,
-        PRECISION=PRECISION,
-    )
-    token_gradient = written[:, 6 * size : 8 * size] @ weights.policy_hidden.float()
-    policy, value = slice(0, 2 * size), slice(2 * size, None)
-    gradients = Weights(
-        *(hidden_weight[policy], hidden_bias[policy], *output[:2]),
-        *(hidden_weight[value], hidden_bias[value], *output[2:]),
-    )
-    return token_gradient, gradients
+    return written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from maw.kernels.launching import Launch
+from maw.kernels.launching import PLANS, Plan
 
 __all__ = ["token_mean", "write_mean_and_share"]
 
@@ -52,23 +53,25 @@ def _sum_rows(
         tl.store(state + HEADS * CHANNELS, own)
 
 
-_sum_rows_launch = Launch(_sum_rows)
+@lru_cache(PLANS)
+def _sum_rows_plan(shape: tuple[int, ...], stride: tuple[int, ...], state_stride: int) -> Plan:
+    batch, heads, queries, channels = shape
+    return Plan(
+        _sum_rows,
+        (batch * heads, 1, 1),
+        (*stride[:3], queries, state_stride),
+        HEADS=heads,
+        CHANNELS=channels,
+        BLOCK_Q=64,
+        BLOCK_C=max(16, triton.next_power_of_2(channels)),
+    )
 
 
 def write_mean_and_share(
     query: Float[Tensor, "B H Q C"], mask: Bool[Tensor, "B Q"] | None, into: Float[Tensor, "B W"]
 ) -> None:
     """Write the state, and behind it each real token's share in it, 1 / their number; `mask` is contiguous."""
-    batch, heads, queries, channels = query.shape
-    _sum_rows_launch(
-        (batch * heads, 1, 1),
-        (query, mask, into),
-        (*query.stride()[:3], queries, into.stride(0)),
-        HEADS=heads,
-        CHANNELS=channels,
-        BLOCK_Q=64,
-        BLOCK_C=max(16, triton.next_power_of_2(channels)),
-    )
+    _sum_rows_plan(query.shape, query.stride(), into.stride(0))(query, mask, into)
 
 
 class _TokenMean(torch.autograd.Function):

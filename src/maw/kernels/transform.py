@@ -12,6 +12,7 @@ the shares are summed in a fixed order: the result is the same every time. `cons
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from maw.kernels.launching import Launch
+from maw.kernels.launching import PLANS, Plan
 
 __all__ = ["Mixture", "Shares", "apply", "backward", "rows_together", "transform_query"]
 
@@ -50,17 +51,10 @@ class Mixture(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """Shares of gradients, yet to be summed over the axis P."""
+    """Shares of gradients, yet to be summed over the axis P; `views` holds df and dg where they were asked for."""
 
     depth_weight: Float[Tensor, "B P D"]
     views: Float[Tensor, "P 2 H D C"] | None
-
-    def views_gradient(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        """df and dg; None and None where they were not asked for."""
-        if self.views is None:
-            return None, None
-        summed = self.views.sum(dim=0).to(dtype)
-        return summed[0], summed[1]
 
 
 @triton.jit
@@ -253,7 +247,56 @@ def _backward(
         tl.store(base + HEADS * DEPTH * CHANNELS + place, g_share, mask=inside)
 
 
-_apply_launch, _backward_launch = Launch(_apply), Launch(_backward)
+@lru_cache(PLANS)
+def _apply_plan(
+    shape: tuple[int, ...],
+    strides: tuple[tuple[int, ...], ...],
+    depth: int,
+    mixture: tuple[int, float, float],
+    precision: str,
+    transposed: bool,
+) -> Plan:
+    batch, heads, queries, channels = shape
+    return Plan(
+        _apply,
+        (batch * heads, triton.cdiv(queries, ROWS), 1),
+        (*(step for stride in strides for step in stride[:3]), queries, *mixture),
+        HEADS=heads,
+        DEPTH=depth,
+        CHANNELS=channels,
+        BLOCK_Q=64,
+        BLOCK_C=max(16, triton.next_power_of_2(channels)),
+        BLOCK_D=max(16, min(64, triton.next_power_of_2(depth))),
+        ROWS=ROWS,
+        TRANSPOSED=transposed,
+        PRECISION=precision,
+    )
+
+
+@lru_cache(PLANS)
+def _backward_plan(
+    shape: tuple[int, ...],
+    strides: tuple[tuple[int, ...], ...],
+    depth: int,
+    mixture: tuple[int, float, float],
+    precision: str,
+    texts: int,
+) -> Plan:
+    batch, heads, queries, channels = shape
+    return Plan(
+        _backward,
+        (triton.cdiv(batch, texts) * heads, triton.cdiv(queries, ROWS), 1),
+        (*(step for stride in strides for step in stride[:3]), batch, queries, *mixture),
+        HEADS=heads,
+        DEPTH=depth,
+        CHANNELS=channels,
+        BLOCK_Q=64,
+        BLOCK_C=max(16, triton.next_power_of_2(channels)),
+        BLOCK_D=max(16, triton.next_power_of_2(depth)),
+        ROWS=ROWS,
+        TEXTS=texts,
+        PRECISION=precision,
+    )
 
 
 def _precision(dtype: torch.dtype) -> str:
@@ -269,23 +312,11 @@ def apply(
     mask: Tensor | None = None,
 ) -> Float[Tensor, "B H Q C"]:
     """rows W, or rows W^T if `transposed`, plus `shift` in the rows that `mask` (B, Q) calls real; no gradient."""
-    batch, heads, queries, channels = rows.shape
-    depth = mixture.query_views.shape[1]
     output = torch.empty_like(rows)
-    _apply_launch(
-        (batch * heads, triton.cdiv(queries, ROWS), 1),
-        (rows, *mixture[:4], shift, mask, output),
-        (*rows.stride()[:3], *output.stride()[:3], queries, *mixture.numbers),
-        HEADS=heads,
-        DEPTH=depth,
-        CHANNELS=channels,
-        BLOCK_Q=64,
-        BLOCK_C=max(16, triton.next_power_of_2(channels)),
-        BLOCK_D=max(16, min(64, triton.next_power_of_2(depth))),
-        ROWS=ROWS,
-        TRANSPOSED=transposed,
-        PRECISION=_precision(rows.dtype),
-    )
+    f, g, weight, constant, *_ = mixture
+    strides = rows.stride(), output.stride()
+    plan = _apply_plan(rows.shape, strides, f.shape[1], mixture.numbers, _precision(rows.dtype), transposed)
+    plan(rows, f, g, weight, constant, shift, mask, output)
     return output
 
 
@@ -299,32 +330,17 @@ def backward(
 ) -> tuple[Tensor | None, Shares]:
     """dq where asked for, and the shares of dw and, where asked for, of df and dg."""
     batch, heads, queries, channels = query.shape
-    depth, parts = mixture.query_views.shape[1], triton.cdiv(queries, ROWS)
+    f, g, weight, constant, *_ = mixture
+    depth, parts = f.shape[1], triton.cdiv(queries, ROWS)
     texts = max(1, batch * heads * parts // PROGRAMS)
-    bundles = triton.cdiv(batch, texts)
     query_gradient = torch.empty_like(query) if with_query else None
     weight_share = query.new_empty(batch, parts * heads, depth, dtype=torch.float32)
     views_share = None
     if with_views:
-        views_share = weight_share.new_empty(bundles * parts, 2, heads, depth, channels)
-    _backward_launch(
-        (bundles * heads, parts, 1),
-        (query, gradient, *mixture[:4], query_gradient, weight_share, views_share),
-        (
-            *(*query.stride()[:3], *gradient.stride()[:3]),
-            *((0, 0, 0) if query_gradient is None else query_gradient.stride()[:3]),
-            *(batch, queries, *mixture.numbers),
-        ),
-        HEADS=heads,
-        DEPTH=depth,
-        CHANNELS=channels,
-        BLOCK_Q=64,
-        BLOCK_C=max(16, triton.next_power_of_2(channels)),
-        BLOCK_D=max(16, triton.next_power_of_2(depth)),
-        ROWS=ROWS,
-        TEXTS=texts,
-        PRECISION=_precision(query.dtype),
-    )
+        views_share = weight_share.new_empty(triton.cdiv(batch, texts) * parts, 2, heads, depth, channels)
+    strides = query.stride(), gradient.stride(), (0, 0, 0) if query_gradient is None else query_gradient.stride()
+    plan = _backward_plan(query.shape, strides, depth, mixture.numbers, _precision(query.dtype), texts)
+    plan(query, gradient, f, g, weight, constant, query_gradient, weight_share, views_share)
     return query_gradient, Shares(weight_share, views_share)
 
 
@@ -349,7 +365,7 @@ class _TransformQuery(torch.autograd.Function):
             with_query=needs_query,
             with_views=needs_f or needs_g,
         )
-        f_gradient, g_gradient = shares.views_gradient(mixed[0].dtype)
+        f_gradient, g_gradient = (None, None) if shares.views is None else shares.views.sum(dim=0).to(mixed[0].dtype)
         return query_gradient, f_gradient, g_gradient, shares.depth_weight.sum(dim=1), None, None
 
 
