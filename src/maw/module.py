@@ -11,27 +11,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from maw import grpo
+from maw import compiled, grpo
 from maw.auxiliary import GradientScale, add_gradient, in_backward
 from maw.config import MAWConfig
 from maw.errors import MAWError
 from maw.operations import TORCH, Operations, choose_operations
-from maw.records import KEPT, Record, statistics
+from maw.records import KEPT, Record, Rollout, statistics
 from maw.rewards import entropy_reward
 from maw.selector import Selector, depth_weights
-from maw.shapes import repeat_heads
+from maw.shapes import check_layer_arguments, repeat_heads
 from maw.views import Views
 
-__all__ = ["DepthAttention", "Rollout"]
-
-
-class Rollout(NamedTuple):
-    """One group of sampled depths per text, as it was when sampled; all detached."""
-
-    state: Float[Tensor, "B S"]
-    depth_index: Int[Tensor, "B G"]
-    log_probability: Float[Tensor, "B G"]
-    reward: Float[Tensor, "B G"]
+__all__ = ["DepthAttention"]
 
 
 class _Choice(NamedTuple):
@@ -58,7 +49,7 @@ class DepthAttention(nn.Module):
         scaling: the host's factor on its logits; None is 1/sqrt(C).
 
     Raises:
-        MAWError: the views' depth disagrees with `config.depth`.
+        MAWError: the views' depth disagrees with `config.depth`, or they are not finite.
 
     Source: method.md sections 1 to 4.
 
@@ -91,12 +82,32 @@ class DepthAttention(nn.Module):
         self.records: deque[Record] = deque(maxlen=KEPT)
         # kept only where something replays them: None until `replay_loss` is first called
         self.rollouts: list[tuple[int, Rollout]] | None = None
+        self.handle = compiled.handle_of(self)
+        self.check_finite()
+        self.register_load_state_dict_post_hook(_check_loaded)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
+        super().__setstate__(state)
+        self.handle = compiled.handle_of(self)
 
     def extra_repr(self) -> str:
         """Heads, depths, channels and how weights are chosen."""
         heads, depth, channels = self.query_views.shape
         config = self.config
         return f"heads={heads}, depth={depth}, channels={channels}, selection={config.selection}, tau={config.tau}"
+
+    def check_finite(self) -> None:
+        """Raise if anything in this layer is NaN or infinite: asked where it is made and loaded, never in a forward.
+
+        Raises:
+            MAWError: names the first such tensor.
+        """
+        for name, tensor in self.state_dict().items():
+            if not (tensor.is_meta or bool(torch.isfinite(tensor).all())):
+                raise MAWError(
+                    f"{name} of a MAW layer holds NaN or infinity: the weights are damaged, or the training that made "
+                    "them diverged; use an earlier checkpoint"
+                )
 
     def forward(
         self,
@@ -119,7 +130,12 @@ class DepthAttention(nn.Module):
 
         Returns:
             whatever `attend` returns; (B, H, Q, C) without it.
+
+        Raises:
+            MAWError: shapes, types or devices that do not fit, or a text without a real key (on a CUDA device
+                `maw.hf.inputs` alone looks for that).
         """
+        check_layer_arguments(query, key, value, mask, self.query_views)
         with torch.autocast(query.device.type, enabled=False):
             operations, choice = choose_operations(self.config.kernels, query), None
             if self.config.selection == "uniform":
@@ -186,17 +202,28 @@ class DepthAttention(nn.Module):
         A checkpointed layer runs twice, the second time inside backward: what happened is recorded the first time, and
         both times draw the same random numbers.
         """
-        texts, again = len(reward), in_backward()
+        texts = len(reward)
         rollout = Rollout(choice.state, choice.depth_index, choice.log_probability, reward)
         loss, record = self._rollout_loss(rollout, choice.logits, operations)
-        if not again:
-            self.gradient_scale.texts += texts
-            self.records.append(record)
-            if self.rollouts is not None and self.config.updates > 1:
-                self.rollouts.append((self.config.updates - 1, rollout))
+        compiling = torch.compiler.is_compiling()
+        if compiling:
+            compiled.remember(self.handle, record, rollout)
+        else:
+            self.remember(record, rollout)
         if not torch.is_grad_enabled():
             return query_transformed
+        if compiling:
+            return compiled.add_gradient(query_transformed, loss.sum(), self.handle, texts)
         return add_gradient(query_transformed, loss.sum(), self.gradient_scale, texts)
+
+    def remember(self, record: Record, rollout: Rollout) -> None:
+        """Count one forward's texts and keep what happened to them; nothing in a checkpointed layer's second run."""
+        if in_backward() or not len(rollout.reward):
+            return
+        self.gradient_scale.texts += len(rollout.reward)
+        self.records.append(record)
+        if self.rollouts is not None and self.config.updates > 1:
+            self.rollouts.append((self.config.updates - 1, rollout))
 
     def _rollout_loss(self, rollout: Rollout, logits: Tensor, operations: Operations = TORCH) -> tuple[Tensor, Record]:
         """The auxiliary loss per text, and what is remembered of it."""
@@ -242,3 +269,7 @@ class DepthAttention(nn.Module):
         collected = statistics(self.records)
         self.records.clear()
         return collected
+
+
+def _check_loaded(layer: DepthAttention, incompatible_keys: object) -> None:
+    layer.check_finite()
