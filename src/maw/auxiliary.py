@@ -79,6 +79,7 @@ def add_gradient(x: Tensor, loss: Tensor, scale: GradientScale, own_texts: int) 
     return _AddGradient.apply(x, loss, scale, own_texts)
 
 
+@torch.compiler.disable(reason="it speaks to the layers while backward runs: compile the model, not the training loss")
 def scale_gradient(loss: Tensor, scales: Sequence[GradientScale]) -> Tensor:
     """The training loss unchanged; its backward tells `scales` the gradient that arrived here, before any layer's."""
     return _ScaleGradient.apply(loss, scales)

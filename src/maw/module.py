@@ -174,6 +174,11 @@ class DepthAttention(nn.Module):
 
     def _choose(self, state: Tensor, operations: Operations) -> _Choice:
         """Depth weights whose gradient reaches the encoder, and a group of depths whose loss must not."""
+        if torch.compiler._is_exporting_flag:  # PyTorch 2.11's is_exporting() holds under torch.compile, too
+            raise MAWError(
+                "export the model in evaluation mode, call model.eval() first: in training mode a MAW layer draws "
+                "depths and keeps records, which an exported program has no place for"
+            )
         config, detached = self.config, state.detach()
         logits, own_logits = self._logits(torch.cat([state, detached])).chunk(2)
         if config.estimator == "sampled" and config.selection == "gumbel":
