@@ -132,7 +132,7 @@ def test_a_plan_wants_its_constants_in_order():
     from maw.kernels.launching import Plan
     from maw.kernels.token_mean import _sum_rows
 
-    with pytest.raises(TypeError, match="HEADS.*in this order"):
+    with pytest.raises(TypeError, match=r"HEADS.*in this order"):
         Plan(_sum_rows, (1, 1, 1), (1, 1, 1, 1, 1), CHANNELS=4, HEADS=1, BLOCK_Q=64, BLOCK_C=16)
 
 
