@@ -144,17 +144,13 @@ class TrainCommand:
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """Evaluate a model on a data set, or a run file by a file of judgements.
+    """Evaluate a model on a data set, or a run file (--run) by a file of judgements (--qrels)."""
 
-    maw evaluate model/ --dataset ir:beir/scifact
-    maw evaluate --run FILE --qrels FILE
-    """
-
-    model: Annotated[str | None, tyro.conf.Positional] = None
+    model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
     """packaged, a model folder, or a hub name; left out, --run is what is evaluated."""
     dataset: Dataset = None
-    """pydocs (the default with a model), msmarco, ir:ID, beir:FOLDER or msmarco:FOLDER. With --run: the collection that
-    the run is of, against which its ids are checked."""
+    """pydocs (the default with a model), msmarco, ir:ID, beir:FOLDER or msmarco:FOLDER. For a run file: its collection,
+    by which its ids are checked."""
     msmarco: MSMARCO = False
     """The same as --dataset msmarco."""
     split: str | None = None
