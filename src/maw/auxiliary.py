@@ -31,7 +31,7 @@ class GradientScale:
 
     def factor(self, own_texts: int) -> Tensor | float:
         """What the sum over `own_texts` texts is multiplied with; without a root, their plain mean."""
-        return 1.0 / max(own_texts, 1) if self.per_text is None else self.per_text
+        return 1.0 / own_texts if self.per_text is None else self.per_text
 
 
 class _AddGradient(torch.autograd.Function):

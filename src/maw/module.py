@@ -142,7 +142,7 @@ class DepthAttention(nn.Module):
                 weight = self.query_views.new_full((query.shape[0], self.config.depth), 1.0 / self.config.depth)
             else:
                 state = operations.token_mean(query, mask).to(self.query_views.dtype)
-                if self.training:
+                if self.training and len(query):
                     choice = self._choose(state, operations)
                 weight = self.weights(state) if choice is None else choice.depth_weight
             query_transformed = operations.transform_query(
@@ -223,7 +223,7 @@ class DepthAttention(nn.Module):
 
     def remember(self, record: Record, rollout: Rollout) -> None:
         """Count one forward's texts and keep what happened to them; nothing in a checkpointed layer's second run."""
-        if in_backward() or not len(rollout.reward):
+        if in_backward():
             return
         self.gradient_scale.texts += len(rollout.reward)
         self.records.append(record)

@@ -14,7 +14,6 @@ from families import CAUSAL, HOSTS, attach, build, hidden, stir
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
 
-import maw
 from maw.hf.attach import maw_layers
 
 SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in HOSTS if name != "bert"]
