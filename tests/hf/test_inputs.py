@@ -103,9 +103,7 @@ def test_a_text_without_a_token_is_refused(name, attention, training):
         with pytest.raises(maw.MAWError, match=r"attention_mask: row 1 has no real key.*drop the empty text"):
             model(input_ids=TOKENS, attention_mask=given)
     for some in (np.s_[:, :0], np.s_[:0]):
-        with pytest.raises(
-            maw.MAWError, match=r"a token in every text, got inputs of shape \(.*0.*\): drop empty texts"
-        ):
+        with pytest.raises(maw.MAWError, match=r"a token in every text, got .* \(.*0.*\): drop empty texts"):
             model(input_ids=TOKENS[some], attention_mask=MASK[some])
 
 

@@ -193,9 +193,7 @@ def insert(host: PreTrainedModel, config: MAWConfig) -> tuple[LayerReport, ...]:
     allowed = interface.IMPLEMENTATIONS if layers[0].family.interface else mpnet.IMPLEMENTATIONS
     interface.check_implementation(host.config._attn_implementation, allowed)
     reports, chosen = [], [layers[index] for index in config.layer_indices(len(layers))]
-    starts = [
-        _initial_views(layer, config) for layer in chosen
-    ]  # of all layers first: one that is refused changes none
+    starts = [_initial_views(layer, config) for layer in chosen]  # of all first: where one is refused, none is changed
     for layer, views in zip(chosen, starts, strict=True):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed * 10_007 + layer.index)  # torch.manual_seed: GPUs' too
