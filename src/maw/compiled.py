@@ -24,7 +24,7 @@ class Layer(Protocol):
 
     gradient_scale: GradientScale
 
-    def remember(self, record: Record, rollout: Rollout) -> None:
+    def remember(self, record: Record, rollout: Rollout, texts: int) -> None:
         """Keep what happened in one forward."""
 
 
@@ -78,7 +78,9 @@ def _remember(handle: Tensor, kept: list[Tensor], all_arms: bool) -> None:
     record, clip_share = own[: -len(Rollout._fields)], None
     if not all_arms:
         clip_share = record.pop()
-    _LAYERS[int(handle)].remember(Record(*record, clip_share=clip_share, all_arms=all_arms), rollout)
+    _LAYERS[int(handle)].remember(
+        Record(*record, clip_share=clip_share, all_arms=all_arms), rollout, len(rollout.reward)
+    )
 
 
 @torch.library.custom_op(
@@ -88,9 +90,7 @@ def _remember(handle: Tensor, kept: list[Tensor], all_arms: bool) -> None:
     tags=(torch.Tag.cudagraph_unsafe,),
 )
 def _factor(handle: Tensor, gradient: Tensor, own_texts: int, dtype: torch.dtype) -> Tensor:
-    factor = _LAYERS[int(handle)].gradient_scale.factor(own_texts)
-    found = gradient.new_empty((), dtype=dtype)
-    return found.copy_(factor) if isinstance(factor, Tensor) else found.fill_(factor)
+    return _LAYERS[int(handle)].gradient_scale.factor(own_texts, gradient.device, dtype).clone()
 
 
 @_factor.register_fake

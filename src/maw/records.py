@@ -34,6 +34,10 @@ class Record(NamedTuple):
     clip_share: Float[Tensor, " B"] | None
     all_arms: bool
 
+    def record(self) -> Record:
+        """Itself; what the kernels keep makes one only when it is asked."""
+        return self
+
 
 class Rollout(NamedTuple):
     """One group of sampled depths per text, as it was when sampled; all detached."""
