@@ -232,3 +232,25 @@ def test_the_root_of_the_training_loss_stays_outside_the_graph(backend):
         results.append(take_gradients(layer, inputs))
         torch.manual_seed(11)
     assert_same(results[1], results[0], atol=1e-8)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_training_on_a_gpu(mode):
+    """Also in CUDA graphs, whose replay runs no Python: what needs Python stays outside them."""
+    torch._dynamo.reset()
+    settings = {"selection": "softmax", "estimator": "exact", "kernels": "torch"}
+    eager, layer = (make_layer(**settings).to("cuda", torch.float32) for _ in range(2))
+    graph = torch.compile(layer, fullgraph=True, mode=mode)
+    for step, weight in enumerate((1.0, 1000.0, 3.0, 7.0, 1.0)):
+        results = []
+        for one, function in ((eager, eager), (layer, graph)):
+            torch.manual_seed(step)
+            inputs = [tensor.float().cuda().requires_grad_() for tensor in draw()]
+            one.gradient_scale.texts = 0
+            output = function(*inputs, draw_mask().cuda())
+            (weight * scale_gradient(output.square().sum(), [one.gradient_scale])).backward()
+            results.append(take_gradients(one, inputs) | one.collect())
+        assert results[0].keys() == results[1].keys()
+        for name, expected in results[0].items():
+            torch.testing.assert_close(results[1][name], expected, rtol=1e-3, atol=1e-3 * weight, msg=name)
