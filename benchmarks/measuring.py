@@ -120,6 +120,6 @@ def finish(results: dict[str, Any], device: torch.device, arguments: argparse.Na
     if arguments.output is not None:
         command = f"python benchmarks/{Path(sys.argv[0]).name} --device {device}"
         environment = describe_environment(device)
-        environment["commit"] = environment["commit"] or arguments.commit
+        environment["commit"] = arguments.commit or environment["commit"]
         document = {"command": command, "environment": environment, **results}
         arguments.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

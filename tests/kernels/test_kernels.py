@@ -109,11 +109,31 @@ def test_transform_and_its_gradients(dtype, tokens, channels, depth, with_consta
 
 
 def test_many_texts_and_long_texts_share_their_gradients_in_order(monkeypatch):
-    from maw.kernels import transform
+    from maw.kernels import transform, transform_backward
 
-    monkeypatch.setattr(transform, "ROWS", 64)  # a text is split over programs
-    monkeypatch.setattr(transform, "PROGRAMS", 2)  # and a program serves several texts
+    for place in (transform, transform_backward):
+        monkeypatch.setattr(place, "ROWS", 64)  # a text is split over programs
+    monkeypatch.setattr(transform_backward, "PROGRAMS", 2)  # and a program serves several texts
     test_transform_and_its_gradients(torch.float32, 150, 16, 5, True)
+
+
+def test_a_query_that_begins_anywhere_in_memory():
+    tensors = draw(37, 16, 5, torch.float32)
+    del tensors["key"], tensors["constant"]
+    expected = operations().transform_query(**tensors)
+    for offset in (1, 4):  # the form for multiples of 16 bytes is compiled by now
+        wide = torch.randn(BATCH, HEADS, 37, 16 + offset, device=DEVICE)
+        wide[..., offset:] = tensors["query"]
+        found = operations().transform_query(**tensors | {"query": wide[..., offset:]})
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_plan_wants_its_constants_in_order():
+    from maw.kernels.launching import Plan
+    from maw.kernels.token_mean import _sum_rows
+
+    with pytest.raises(TypeError, match=r"HEADS.*in this order"):
+        Plan(_sum_rows, (1, 1, 1), (1, 1, 1, 1, 1), CHANNELS=4, HEADS=1, BLOCK_Q=64, BLOCK_C=16)
 
 
 def test_frozen_views_get_no_gradient():

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from maw.interpolation import NODES
-from maw.kernels.launching import PLANS, Plan
-from maw.kernels.transform import rows_together
+from maw.kernels.launching import PLANS, Plan, rows_together
+from maw.kernels.mixture import precision
 
 __all__ = ["slice_entropy", "write_entropy"]
 
@@ -291,7 +291,7 @@ def write_entropy(
     scalars = query.new_empty(batch * heads * group * (2 * length + 1), dtype=torch.float32)
     project, mean_entropy = _plans(
         *(query.shape, query.stride(), key.shape[1], key.stride(), query_views.shape[1], group),
-        *(index.stride(0), column, scale, "ieee" if query.dtype == torch.float32 else "tf32x3"),
+        *(index.stride(0), column, scale, precision(query.dtype)),
     )
     project(query, key, query_views, key_views, index, scalars)
     mean_entropy(scalars, mask)

@@ -15,7 +15,7 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime.jit import JITFunction
 
-__all__ = ["PLANS", "Plan"]
+__all__ = ["PLANS", "Plan", "rows_together"]
 
 PLANS = 4096
 """How many plans of one kernel are kept."""
@@ -81,6 +81,11 @@ class Plan:
         stream = torch._C._cuda_getCurrentRawStream(device)
         function, metadata = compiled.function, compiled.packed_metadata
         compiled.run(*self.grid, stream, function, metadata, None, None, None, first, *others, *self.rest)
+
+
+def rows_together(tensor: Tensor) -> Tensor:
+    """The tensor with the channels of a row side by side, as the kernels read them."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _has_hooks() -> bool:

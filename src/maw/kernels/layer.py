@@ -18,15 +18,17 @@ from torch.autograd.function import once_differentiable
 
 from maw.auxiliary import GradientScale
 from maw.config import MAWConfig
-from maw.kernels import transform
 from maw.kernels.entropy import write_entropy
 from maw.kernels.group_loss import write_group_loss
+from maw.kernels.launching import rows_together
 from maw.kernels.ledger import Ledger
+from maw.kernels.mixture import Mixture
 from maw.kernels.parameter_gradients import parameter_gradients
 from maw.kernels.selector import Weights, write_choice, write_hidden
 from maw.kernels.selector_backward import write_gradients
 from maw.kernels.token_mean import write_mean_and_share
-from maw.kernels.transform import Mixture, rows_together
+from maw.kernels.transform import apply
+from maw.kernels.transform_backward import transform_gradients
 from maw.records import Rollout
 
 __all__ = ["Given", "Trained", "Weights", "encode", "train"]
@@ -75,7 +77,7 @@ def encode(query: Float[Tensor, "B H Q C"], mask: Bool[Tensor, "B Q"] | None, gi
     write_mean_and_share(query, mask, state)
     write_hidden(state, hidden, given.weights, with_value=False)
     write_choice(hidden, given.weights, None, Ledger(chosen, depth, 0), tau=given.config.tau, noisy=False)
-    return transform.apply(query, given.mixture(chosen, *given[:3]))
+    return apply(query, given.mixture(chosen, *given[:3]))
 
 
 def train(
@@ -110,7 +112,7 @@ class _Layer(torch.autograd.Function):
         write_mean_and_share(query, mask, state)
         write_hidden(state, hidden, weights, with_value=True)
         write_choice(hidden, weights, noise, ledger, tau=config.tau, noisy=config.selection == "gumbel")
-        transformed = transform.apply(query, given.mixture(ledger.rows, f, g, given.constant))
+        transformed = apply(query, given.mixture(ledger.rows, f, g, given.constant))
         entropy = write_entropy(
             query, key, f, g, ledger.rows, ledger.group, column=ledger.index_column, scale=given.scale, mask=mask
         )
@@ -132,7 +134,7 @@ class _Layer(torch.autograd.Function):
         needs_query, needs_f, needs_g, *_ = ctx.needs_input_grad
         mixture = given.mixture(rows, f, g, constant)
         gradient = rows_together(gradient)
-        _, shares = transform.backward(query, gradient, mixture, with_query=False, with_views=needs_f or needs_g)
+        _, shares = transform_gradients(query, gradient, mixture, with_query=False, with_views=needs_f or needs_g)
         size, weights = query.shape[1] * query.shape[3], Weights(*parameters)
         ledger = Ledger(rows, config.depth, config.group_size)
         hidden, per_token = worked[:, size + PADDED :], worked[:, size:]
@@ -141,5 +143,5 @@ class _Layer(torch.autograd.Function):
         token_gradient, of_views, of_weights = parameter_gradients(worked, written, weights, f, shares.views)
         query_gradient = None
         if needs_query:
-            query_gradient = transform.apply(gradient, mixture, transposed=True, shift=token_gradient, mask=mask)
+            query_gradient = apply(gradient, mixture, transposed=True, shift=token_gradient, mask=mask)
         return query_gradient, *of_views, *of_weights, None, None, None

@@ -179,7 +179,7 @@ def parameter_gradients(
         written: from `maw.kernels.selector_backward.write_gradients`.
         weights: the selector's parameters.
         query_views: f; its gradient and that of g are like it.
-        views_share: from `maw.kernels.transform.backward`; None where the views are not trained.
+        views_share: from `maw.kernels.transform_backward`; None where the views are not trained.
     """
     size = weights.value_hidden.shape[1]
     depth, views = query_views.shape[1], query_views.numel()

@@ -140,7 +140,7 @@ def _choose(
         log_policy = logit - largest - tl.log(tl.sum(policy, axis=0))
         for member in range(GROUP):
             clock = tl.load(noise + (member + 1) * DEPTH + depth, mask=inside, other=1.0)
-            chosen = tl.argmax(policy / clock, axis=0)
+            chosen = tl.minimum(tl.argmax(policy / clock, axis=0), DEPTH - 1)  # whatever it is among NaN
             own = tl.sum(tl.where(depth == chosen, log_policy, 0.0), axis=0)
             tl.store(ledger + 3 * DEPTH + member, own)
             tl.store(ledger + 3 * DEPTH + GROUP + member, chosen.to(tl.float32))

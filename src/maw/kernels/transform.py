@@ -1,19 +1,9 @@
-"""The query transform of (7), formed and applied in one launch, and its backward.
-
-    forward    W[b,h] = scale/C^2 sum_d w[b,d] f[h,d]^T g[h,d] + constant[h]      q' = q W
-    backward   dq = dq' W^T,   P[b,h] = q^T dq',
-               dw[b,d] = scale/C^2 sum_h f[h,d] P[b,h] g[h,d]^T
-               df[h,d] = scale/C^2 sum_b w[b,d] g[h,d] P[b,h]^T,   dg[h,d] = scale/C^2 sum_b w[b,d] f[h,d] P[b,h]
-
-One program holds W of one text and head in registers and passes over a stretch of its queries. W is formed in float32
-and rounded once, to the type of q. Everything in backward but dq is linear in P, so each program writes its share and
-the shares are summed in a fixed order: the result is the same every time. `constant` gets no gradient.
-"""
+"""The query transform of (7), q' = q W, formed and applied in one launch."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -22,81 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from maw.kernels.launching import PLANS, Plan
+from maw.kernels.launching import PLANS, Plan, rows_together
+from maw.kernels.mixture import ROWS, Mixture, form, precision
+from maw.kernels.transform_backward import transform_gradients
 
-__all__ = ["Mixture", "Shares", "apply", "backward", "rows_together", "transform_query"]
-
-ROWS = 1024
-"""Queries a program passes over; longer texts are split."""
-
-PROGRAMS = 1024
-"""About how many programs keep a GPU busy; beyond it, a backward program serves several texts."""
-
-
-class Mixture(NamedTuple):
-    """What W of (7) is formed from; contiguous, and computed with in float32 whatever the type."""
-
-    query_views: Float[Tensor, "H D C"]
-    key_views: Float[Tensor, "H D C"]
-    depth_weight: Float[Tensor, "B W"]
-    """Depth weights in the first D columns."""
-    constant: Float[Tensor, "H C C"] | None
-    scale: float
-    constant_scale: float
-
-    @property
-    def numbers(self) -> tuple[int, float, float]:
-        """The stride of w, scale / C^2 and the factor on the constant."""
-        return self.depth_weight.stride(0), self.scale / self.query_views.shape[-1] ** 2, self.constant_scale
-
-
-class Shares(NamedTuple):
-    """Shares of gradients, yet to be summed over the axis P; `views` holds df and dg where they were asked for."""
-
-    depth_weight: Float[Tensor, "B P D"]
-    views: Float[Tensor, "P 2 H D C"] | None
-
-
-@triton.jit
-def _load_views(
-    views, head, depths, DEPTH: tl.constexpr, CHANNELS: tl.constexpr, BLOCK_C: tl.constexpr
-):  # (depths, BLOCK_C) in float32, zero outside
-    channel = tl.arange(0, BLOCK_C)
-    place = (head * DEPTH + depths[:, None]) * CHANNELS + channel[None, :]
-    inside = (depths[:, None] < DEPTH) & (channel[None, :] < CHANNELS)
-    return tl.load(views + place, mask=inside, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _form(
-    f,
-    g,
-    weight,
-    constant,
-    text,
-    head,
-    weight_stride,
-    factor,
-    constant_scale,
-    DEPTH: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # W of one text and head, (BLOCK_C, BLOCK_C) in float32
-    channel = tl.arange(0, BLOCK_C)
-    transform = tl.zeros((BLOCK_C, BLOCK_C), dtype=tl.float32)
-    if constant is not None:
-        inside = (channel[:, None] < CHANNELS) & (channel[None, :] < CHANNELS)
-        place = (head * CHANNELS + channel[:, None]) * CHANNELS + channel[None, :]
-        transform += tl.load(constant + place, mask=inside, other=0.0).to(tl.float32) * constant_scale
-    for start in tl.static_range(0, DEPTH, BLOCK_D):
-        depths = start + tl.arange(0, BLOCK_D)
-        w = tl.load(weight + text * weight_stride + depths, mask=depths < DEPTH, other=0.0) * factor
-        left = _load_views(f, head, depths, DEPTH, CHANNELS, BLOCK_C) * w[:, None]
-        right = _load_views(g, head, depths, DEPTH, CHANNELS, BLOCK_C)
-        transform += tl.dot(tl.trans(left), right, input_precision=PRECISION)
-    return transform
+__all__ = ["apply", "transform_query"]
 
 
 @triton.jit
@@ -130,7 +50,7 @@ def _apply(
     PRECISION: tl.constexpr,
 ):  # output = rows W, or rows W^T; plus a row of shift[text, head] at real tokens
     text, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
-    transform = _form(
+    transform = form(
         f,
         g,
         weight,
@@ -168,85 +88,6 @@ def _apply(
         tl.store(output + row[:, None] * out_q + channel[None, :], transformed.to(x.dtype), mask=inside)
 
 
-@triton.jit
-def _backward(
-    query,
-    gradient,
-    f,
-    g,
-    weight,
-    constant,
-    query_gradient,
-    weight_share,
-    views_share,
-    stride_b,
-    stride_h,
-    stride_q,
-    grad_b,
-    grad_h,
-    grad_q,
-    out_b,
-    out_h,
-    out_q,
-    texts,
-    queries,
-    weight_stride,
-    factor,
-    constant_scale,
-    HEADS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr,
-    TEXTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    bundle, head, part = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS, tl.program_id(1)
-    channel, depths = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D)
-    f_views = _load_views(f, head, depths, DEPTH, CHANNELS, BLOCK_C)
-    g_views = _load_views(g, head, depths, DEPTH, CHANNELS, BLOCK_C)
-    f_share = tl.zeros((BLOCK_D, BLOCK_C), dtype=tl.float32)
-    g_share = tl.zeros((BLOCK_D, BLOCK_C), dtype=tl.float32)
-    first = part * ROWS
-    last = tl.minimum(first + ROWS, queries)
-    for member in range(TEXTS):
-        text = bundle * TEXTS + member
-        if text < texts:
-            from_query = query + text.to(tl.int64) * stride_b + head * stride_h
-            from_gradient = gradient + text.to(tl.int64) * grad_b + head * grad_h
-            if query_gradient is not None:
-                transform = _form(
-                    f, g, weight, constant, text, head, weight_stride, factor, constant_scale,
-                    DEPTH, CHANNELS, BLOCK_C, BLOCK_D, PRECISION,
-                ).to(query.dtype.element_ty)  # fmt: skip
-                to_query = query_gradient + text.to(tl.int64) * out_b + head * out_h
-            product = tl.zeros((BLOCK_C, BLOCK_C), dtype=tl.float32)
-            for start in range(first, last, BLOCK_Q):
-                row = start + tl.arange(0, BLOCK_Q)
-                inside = (row[:, None] < queries) & (channel[None, :] < CHANNELS)
-                q = tl.load(from_query + row[:, None] * stride_q + channel[None, :], mask=inside, other=0.0)
-                dq = tl.load(from_gradient + row[:, None] * grad_q + channel[None, :], mask=inside, other=0.0)
-                if query_gradient is not None:
-                    through = tl.dot(dq, tl.trans(transform), input_precision=PRECISION)
-                    tl.store(to_query + row[:, None] * out_q + channel[None, :], through.to(q.dtype), mask=inside)
-                product += tl.dot(tl.trans(q), dq, input_precision=PRECISION)
-            f_product = tl.dot(f_views, product, input_precision=PRECISION)
-            place = ((text * tl.num_programs(1) + part) * HEADS + head) * DEPTH + depths
-            tl.store(weight_share + place, factor * tl.sum(f_product * g_views, axis=1), mask=depths < DEPTH)
-            if views_share is not None:
-                w = tl.load(weight + text * weight_stride + depths, mask=depths < DEPTH, other=0.0) * factor
-                f_share += w[:, None] * tl.dot(g_views, tl.trans(product), input_precision=PRECISION)
-                g_share += w[:, None] * f_product
-    if views_share is not None:
-        inside = (depths[:, None] < DEPTH) & (channel[None, :] < CHANNELS)
-        base = views_share + (bundle * tl.num_programs(1) + part).to(tl.int64) * 2 * HEADS * DEPTH * CHANNELS
-        place = (head * DEPTH + depths[:, None]) * CHANNELS + channel[None, :]
-        tl.store(base + place, f_share, mask=inside)
-        tl.store(base + HEADS * DEPTH * CHANNELS + place, g_share, mask=inside)
-
-
 @lru_cache(PLANS)
 def _apply_plan(
     shape: tuple[int, ...],
@@ -273,36 +114,6 @@ def _apply_plan(
     )
 
 
-@lru_cache(PLANS)
-def _backward_plan(
-    shape: tuple[int, ...],
-    strides: tuple[tuple[int, ...], ...],
-    depth: int,
-    mixture: tuple[int, float, float],
-    precision: str,
-    texts: int,
-) -> Plan:
-    batch, heads, queries, channels = shape
-    return Plan(
-        _backward,
-        (triton.cdiv(batch, texts) * heads, triton.cdiv(queries, ROWS), 1),
-        (*(step for stride in strides for step in stride[:3]), batch, queries, *mixture),
-        HEADS=heads,
-        DEPTH=depth,
-        CHANNELS=channels,
-        BLOCK_Q=64,
-        BLOCK_C=max(16, triton.next_power_of_2(channels)),
-        BLOCK_D=max(16, triton.next_power_of_2(depth)),
-        ROWS=ROWS,
-        TEXTS=texts,
-        PRECISION=precision,
-    )
-
-
-def _precision(dtype: torch.dtype) -> str:
-    return "ieee" if dtype == torch.float32 else "tf32x3"
-
-
 def apply(
     rows: Float[Tensor, "B H Q C"],
     mixture: Mixture,
@@ -315,33 +126,9 @@ def apply(
     output = torch.empty_like(rows)
     f, g, weight, constant, *_ = mixture
     strides = rows.stride(), output.stride()
-    plan = _apply_plan(rows.shape, strides, f.shape[1], mixture.numbers, _precision(rows.dtype), transposed)
+    plan = _apply_plan(rows.shape, strides, f.shape[1], mixture.numbers, precision(rows.dtype), transposed)
     plan(rows, f, g, weight, constant, shift, mask, output)
     return output
-
-
-def backward(
-    query: Float[Tensor, "B H Q C"],
-    gradient: Float[Tensor, "B H Q C"],
-    mixture: Mixture,
-    *,
-    with_query: bool,
-    with_views: bool,
-) -> tuple[Tensor | None, Shares]:
-    """dq where asked for, and the shares of dw and, where asked for, of df and dg."""
-    batch, heads, queries, channels = query.shape
-    f, g, weight, constant, *_ = mixture
-    depth, parts = f.shape[1], triton.cdiv(queries, ROWS)
-    texts = max(1, batch * heads * parts // PROGRAMS)
-    query_gradient = torch.empty_like(query) if with_query else None
-    weight_share = query.new_empty(batch, parts * heads, depth, dtype=torch.float32)
-    views_share = None
-    if with_views:
-        views_share = weight_share.new_empty(triton.cdiv(batch, texts) * parts, 2, heads, depth, channels)
-    strides = query.stride(), gradient.stride(), (0, 0, 0) if query_gradient is None else query_gradient.stride()
-    plan = _backward_plan(query.shape, strides, depth, mixture.numbers, _precision(query.dtype), texts)
-    plan(query, gradient, f, g, weight, constant, query_gradient, weight_share, views_share)
-    return query_gradient, Shares(weight_share, views_share)
 
 
 class _TransformQuery(torch.autograd.Function):
@@ -358,7 +145,7 @@ class _TransformQuery(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, *mixed = ctx.saved_tensors
         needs_query, needs_f, needs_g, *_ = ctx.needs_input_grad
-        query_gradient, shares = backward(
+        query_gradient, shares = transform_gradients(
             query,
             rows_together(gradient),
             Mixture(*mixed, ctx.scale, 1.0),
@@ -367,11 +154,6 @@ class _TransformQuery(torch.autograd.Function):
         )
         f_gradient, g_gradient = (None, None) if shares.views is None else shares.views.sum(dim=0).to(mixed[0].dtype)
         return query_gradient, f_gradient, g_gradient, shares.depth_weight.sum(dim=1), None, None
-
-
-def rows_together(tensor: Tensor) -> Tensor:
-    """The tensor with the channels of a row side by side, as the kernels read them."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def transform_query(
