@@ -24,9 +24,9 @@ from maw.benchmark.results import (
     write_per_query,
 )
 from maw.errors import MAWError
+from maw.retrieval.assessment import dense_rankings
 from maw.retrieval.bm25 import bm25_run
-from maw.retrieval.encoding import dense_runs
-from maw.retrieval.evaluation import evaluate
+from maw.retrieval.evaluation import Evaluation, default_measures, evaluate
 from maw.retrieval.models import choose_device, fingerprint, load_encoder
 from maw.retrieval.runs import write_run
 
@@ -46,7 +46,7 @@ def load_benchmark_dataset(benchmark: Benchmark) -> RetrievalDataset:
     """The data set, cut to the preset."""
     from maw.retrieval.datasets import load_dataset
 
-    dataset = load_dataset(benchmark.dataset)
+    dataset = load_dataset(benchmark.dataset, drop_own=benchmark.drop_own or None)
     subset = PRESETS[benchmark.preset]["subset"]
     return dataset if subset is None else dataset.subset(**subset)
 
@@ -114,10 +114,7 @@ class Runner:
         cost, extra = Cost(), {"trainable_parameters": 0, "total_parameters": 0}
         if run.variant.kind == "bm25":
             with measure(self.device) as cost:
-                found = {
-                    split: bm25_run(self.dataset.documents, self.dataset.evaluation_split(split)[0])
-                    for split in self.splits
-                }
+                found = self._rank_by_words()
         elif run.variant.kind == "untuned":
             extra["total_parameters"] = sum(p.numel() for p in self.encoder.parameters())
             with measure(self.device) as cost:
@@ -134,10 +131,10 @@ class Runner:
             "per_query": {},
         }
         for split, ranking in found.items():
-            evaluation = evaluate(self.dataset.judgements(split), ranking)
+            evaluation = self._evaluate(split, ranking)
             state["metrics"][split], state["per_query"][split] = evaluation.means, evaluation.per_query
             (self.folder / "runs").mkdir(exist_ok=True)
-            write_run(self.folder / "runs" / f"{run.name}-{split}.trec", ranking, run.name)
+            write_run(self.folder / "runs" / f"{run.name}-{split.replace('/', '-')}.trec", ranking, run.name)
         write_aside(self._state(run), json.dumps(state))
 
     def _tune(self, run: PlannedRun) -> tuple[dict[str, Ranking], Cost, dict[str, Any]]:
@@ -159,7 +156,7 @@ class Runner:
                 show_progress=self.show_progress,
             )
             found = self._rank(tuned.model)
-        metrics = {split: evaluate(self.dataset.judgements(split), ranking).means for split, ranking in found.items()}
+        metrics = {split: self._evaluate(split, ranking).means for split, ranking in found.items()}
         save_model(
             tuned,
             self.folder / "models" / run.name,
@@ -171,8 +168,18 @@ class Runner:
         return found, cost, {**tuned.parameters, **tuned.outcome}
 
     def _rank(self, model: SentenceTransformer) -> dict[str, Ranking]:
-        queries = {split: self.dataset.evaluation_split(split)[0] for split in self.splits}
-        return dense_runs(model, self.dataset.documents, queries, show_progress=self.show_progress)
+        return dense_rankings(model, self.dataset, self.splits, show_progress=self.show_progress)
+
+    def _rank_by_words(self) -> dict[str, Ranking]:
+        """BM25 for all splits, from one index."""
+        asked = {split: self.dataset.evaluation_split(split)[0] for split in self.splits}
+        queries = {query: text for texts in asked.values() for query, text in texts.items()}
+        found = bm25_run(self.dataset.documents, queries, drop_own=self.dataset.drop_own)
+        return {split: {query: found[query] for query in texts} for split, texts in asked.items()}
+
+    def _evaluate(self, split: str, ranking: Ranking) -> Evaluation:
+        measures = default_measures(self.dataset.relevant_grade.get(split, 1))
+        return evaluate(self.dataset.judgements(split), ranking, measures)
 
     # The folder
 
