@@ -158,7 +158,7 @@ class DepthAttention(nn.Module):
             weight = self.query_views.new_full((query.shape[0], self.config.depth), 1.0 / self.config.depth)
         else:
             state = operations.token_mean(query, mask).to(self.query_views.dtype)
-            if self.training:
+            if self.training and len(query):
                 choice = self._choose(state)
             weight = self.weights(state) if choice is None else choice.depth_weight
         constant = None if self.constant is None else self.constant / self.scaling
@@ -227,7 +227,7 @@ class DepthAttention(nn.Module):
 
     def remember(self, record: Record | Ledger, rollout: Rollout | None, texts: int) -> None:
         """Count one forward's texts and keep what happened to them; nothing in a checkpointed layer's second run."""
-        if in_backward() or not texts:
+        if in_backward():
             return
         self.gradient_scale.texts += texts
         self.records.append(record)

@@ -1,7 +1,7 @@
 """What attention and its layers demand of their arguments, checked once, before anything is computed.
 
-Shapes, types and devices cost nothing to look at. What is in a tensor is looked at only for the mask: NaN in q, k or v
-makes NaN of the output, as in any attention, and NaN in a layer's own tensors is found when they are given or loaded.
+Shapes, types and devices cost nothing to look at. What is in a tensor is looked at for the mask alone: NaN in q, k or v
+is left to the attention, and NaN in a layer's own tensors is found when they are given or loaded.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def use_triton(kernels: Kernels, query: Tensor) -> bool:
     >>> use_triton("auto", torch.zeros(2, 3, 5, 4))
     False
     """
-    if kernels == "torch":
+    if kernels == "torch" or query.numel() == 0:  # nothing to launch
         return False
     interpreted = kernels == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     missing = _what_is_missing(query, interpreted=interpreted)
