@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from maw.auxiliary import scale_gradient
+from maw.auxiliary import add_loss_beside, scale_gradient
 from maw.errors import MAWError
 from maw.hf.attach import maw_layers
 from maw.module import Rollout
@@ -100,10 +100,13 @@ class AuxiliaryLoss(nn.Module):
             loss = torch.stack(list(loss.values())).sum()
         if not layers:
             return loss
-        return scale_gradient(loss, [layer.gradient_scale for layer in layers]) + sum(replayed)
+        loss = scale_gradient(loss, [layer.gradient_scale for layer in layers])
+        for layer, beside in replayed:
+            loss = add_loss_beside(loss, beside, layer.selector.parameters())
+        return loss
 
-    def _replay(self, layers: Mapping[int, DepthAttention]) -> list[Tensor]:
-        """The losses of the samples that are due, one a layer; first, a step since the last loss makes others due."""
+    def _replay(self, layers: Mapping[int, DepthAttention]) -> list[tuple[DepthAttention, Tensor]]:
+        """The loss of each layer's samples that are due; first, a step since the last loss makes others due."""
         self.turn()
         self.losses += 1
         if self.losses > LOSSES_WITHOUT_STEP:
@@ -115,7 +118,7 @@ class AuxiliaryLoss(nn.Module):
         for place, layer in layers.items():
             layer.rollouts = [(left, rollout) for own, left, rollout in self.due if own == place]
             if (loss := layer.replay_loss()) is not None:
-                losses.append(loss)
+                losses.append((layer, loss))
         return losses
 
     def turn(self) -> None:

@@ -1,0 +1,261 @@
+"""A training that is killed, again and again, ends with the bytes of one that never was.
+
+Real processes, really killed: at random steps, and while files are written, renamed and removed.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toys import encoder, toy
+
+import maw
+from maw.hf.attach import maw_layers
+from maw.retrieval.checkpoints import is_whole, last_checkpoint, mark_whole, remove_checkpoint, step_of
+from maw.retrieval.training import TrainingSettings, train
+
+SETTINGS = TrainingSettings(
+    epochs=3, batch_size=2, max_length=16, dev_documents=5, learning_rate=1e-3, save_steps=2, seed=5
+)
+STEPS = 12  # 8 pairs, 2 a batch, 3 epochs
+KINDS = {
+    "full": ({"updates": 2, "group_size": 4}, {}, False),
+    "lora": ({"layers": "all", "updates": 3}, {"mini_batch_size": 1, "gradient_checkpointing": True}, True),
+}
+
+
+def build(kind: str):
+    config, settings, lora = KINDS[kind]
+    torch.manual_seed(0)
+    model = encoder(maw.MAWConfig(depth=8, **config))
+    if lora:
+        model.add_adapter(maw.lora_config(model))
+    assert any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    return model, TrainingSettings(**{**SETTINGS.__dict__, **settings})
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at_step(step: int) -> None:
+    from maw.retrieval.trainer import Trainer
+
+    plain = Trainer.training_step
+
+    def training_step(self, *arguments, **options):
+        if self.state.global_step + 1 == step:
+            die()
+        return plain(self, *arguments, **options)
+
+    Trainer.training_step = training_step
+
+
+def die_at_file_event(number: int) -> None:
+    """At the n-th time that something in a checkpoint or a log is opened to be written, renamed, or removed."""
+    seen = 0
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal seen
+        changes = event in {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
+        changes |= event == "open" and isinstance(arguments[1], str) and arguments[1][0] in "wax"
+        if changes and any(name in str(arguments[0]) for name in ("checkpoint-", "log.jsonl", "training.json")):
+            seen += 1
+            if seen == number:
+                die()
+
+    sys.addaudithook(hook)
+
+
+def work(folder: str, kind: str, death: tuple | None) -> None:
+    torch.set_num_threads(1)
+    (Path(folder) / "started").open("a").write("x")
+    model, settings = build(kind)
+    seen = (Path(folder) / "seen.jsonl").open("a")
+    from maw.retrieval.trainer import Trainer
+
+    plain = Trainer.training_step
+
+    def noting(self, model, inputs, *arguments, **options):
+        ids = [inputs[name].tolist() for name in sorted(inputs) if name.endswith("input_ids")]
+        seen.write(json.dumps([self.state.global_step + 1, ids]) + "\n")
+        seen.flush()
+        return plain(self, model, inputs, *arguments, **options)
+
+    Trainer.training_step = noting
+    if death is not None:
+        {"step": die_at_step, "file": die_at_file_event}[death[0]](death[1])
+    outcome = train(model, toy(), Path(folder) / "training", settings)
+    model.save_pretrained(str(Path(folder) / "model"), create_model_card=False)
+    (Path(folder) / "outcome.json").write_text(json.dumps(outcome))
+
+
+def run(folder: Path, kind: str, death: tuple | None = None) -> int:
+    """The exit code of a process that trains there."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["maw.retrieval.training"])  # imported once for all
+    process = context.Process(target=work, args=(str(folder), kind, death))
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def ended(folder: Path) -> dict:
+    """What must be the same: weights, log, the texts of each step, and what the outcome says."""
+    log = [json.loads(line) for line in (folder / "training" / "log.jsonl").read_text().splitlines()]
+    timing = {"train_runtime", "runtime", "samples_per_second", "steps_per_second"}
+    log = [{name: value for name, value in entry.items() if name not in timing} for entry in log]
+    seen: dict[int, list] = {}
+    for line in (folder / "seen.jsonl").read_text().splitlines():
+        step, ids = json.loads(line)
+        assert seen.setdefault(step, ids) == ids, f"step {step} was repeated with other texts"
+    outcome = json.loads((folder / "outcome.json").read_text())
+    del outcome["resumed"]
+    return {
+        "weights": (folder / "model" / "model.safetensors").read_bytes(),
+        "log": [entry for entry in log if "train_loss" not in entry],
+        "seen": seen,
+        "outcome": outcome,
+        "left": sorted(path.name for path in (folder / "training").glob("checkpoint-*")),
+    }
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def uninterrupted(request, tmp_path_factory):
+    """The kind of a training, how it ended, and its folder."""
+    folder = tmp_path_factory.mktemp(request.param)
+    assert run(folder, request.param) == 0
+    return request.param, ended(folder), folder
+
+
+def test_steps_that_are_logged_and_saved(uninterrupted):
+    _, end, folder = uninterrupted
+    assert [entry["step"] for entry in end["log"] if "loss" in entry] == list(range(1, STEPS + 1))
+    assert [entry["step"] for entry in end["log"] if "dev_nDCG@10" in entry] == [4, 8, 12]
+    assert sorted(end["seen"]) == list(range(1, STEPS + 1))
+    assert len({json.dumps(ids) for ids in end["seen"].values()}) == STEPS
+    best = max((entry["dev_nDCG@10"], -entry["step"]) for entry in end["log"] if "dev_nDCG@10" in entry)
+    assert set(end["left"]) == {"checkpoint-12", f"checkpoint-{-best[1]}"}
+    assert step_of(last_checkpoint(folder / "training")) == STEPS
+
+
+def test_killed_at_random_steps_it_ends_with_the_same_bytes(uninterrupted, tmp_path):
+    kind, expected, _ = uninterrupted
+    steps = sorted(random.Random(kind).sample(range(2, STEPS + 1), 3))
+    for step in steps:
+        assert run(tmp_path, kind, ("step", step)) == -signal.SIGKILL
+    assert run(tmp_path, kind) == 0
+    assert (tmp_path / "started").read_text() == "xxxx"
+    assert_same(ended(tmp_path), expected)
+
+
+def assert_same(end: dict, expected: dict) -> None:
+    for name in ("seen", "log", "outcome", "left"):
+        assert end[name] == expected[name], name
+    assert end["weights"] == expected["weights"]
+
+
+FILE_EVENTS = 150
+"""More than one training makes."""
+
+
+def kill_at_file_events(folder: Path, kind: str, numbers: list[int]) -> int:
+    """How many of these kills happened before the training ended."""
+    kills = 0
+    for number in numbers:
+        code = run(folder, kind, ("file", number))
+        assert code in (0, -signal.SIGKILL)
+        if code == 0:
+            return kills
+        kills += 1
+    assert run(folder, kind) == 0
+    return kills
+
+
+@pytest.mark.parametrize("uninterrupted", ["full"], indirect=True)
+def test_killed_while_it_writes_it_ends_with_the_same_bytes(uninterrupted, tmp_path):
+    kind, expected, _ = uninterrupted
+    numbers = sorted(random.Random(1).sample(range(2, 40), 5))
+    assert kill_at_file_events(tmp_path, kind, numbers) == len(numbers)
+    assert_same(ended(tmp_path), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("uninterrupted", ["full", "lora"], indirect=True)
+def test_killed_at_every_file_event_it_ends_with_the_same_bytes(uninterrupted, tmp_path):
+    kind, expected, _ = uninterrupted
+    kills = 0
+    for number in range(1, FILE_EVENTS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        happened = kill_at_file_events(folder, kind, [number])
+        assert_same(ended(folder), expected)
+        if not happened:
+            break
+        kills += 1
+    assert 20 < kills < FILE_EVENTS - 1, "every event of a whole training was one at which it was killed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("uninterrupted", ["full"], indirect=True)
+def test_killed_from_outside_at_any_time_it_ends_with_the_same_bytes(uninterrupted, tmp_path):
+    kind, expected, _ = uninterrupted
+    draw, kills = random.Random(7), 0
+    while kills < 12:
+        context = multiprocessing.get_context("forkserver")
+        process = context.Process(target=work, args=(str(tmp_path), kind, None))
+        process.start()
+        process.join(draw.uniform(0.3, 2.0))
+        if process.exitcode is not None:
+            break
+        process.kill()
+        process.join()
+        kills += 1
+    assert kills > 0
+    assert run(tmp_path, kind) == 0
+    assert_same(ended(tmp_path), expected)
+
+
+# What a checkpoint is
+
+
+def test_a_checkpoint_counts_when_all_of_it_is_there(tmp_path):
+    for step in (2, 10):
+        (tmp_path / f"checkpoint-{step}" / "inner").mkdir(parents=True)
+        for name in ("rng_state.pth", "model.safetensors", "inner/config.json"):
+            (tmp_path / f"checkpoint-{step}" / name).write_bytes(b"content")
+    two, ten = tmp_path / "checkpoint-2", tmp_path / "checkpoint-10"
+    assert last_checkpoint(tmp_path) is None
+    mark_whole(two, processes=1)
+    assert last_checkpoint(tmp_path) == two
+    mark_whole(ten, processes=1)
+    assert last_checkpoint(tmp_path) == ten
+    (ten / "model.safetensors").write_bytes(b"half")
+    assert last_checkpoint(tmp_path) == two
+    (two / "inner" / "config.json").unlink()
+    assert not is_whole(two)
+    remove_checkpoint(two)
+    assert not two.exists()
+    with pytest.raises(maw.MAWError, match=r"lacks rng_state_0.pth, rng_state_1.pth: with several machines"):
+        mark_whole(ten, processes=2)
+
+
+def test_another_training_in_the_folder_is_refused(uninterrupted):
+    kind, _, folder = uninterrupted
+    model, settings = build(kind)
+    other = TrainingSettings(**{**settings.__dict__, "learning_rate": 2e-3})
+    with pytest.raises(maw.MAWError, match=r"stopped at step 12 and was started with other settings \(settings"):
+        train(model, toy(), folder / "training", other)
+    model, settings = build(kind)
+    with torch.no_grad():
+        maw_layers(model)[0].query_views[0, 0, 0] += 1
+    with pytest.raises(maw.MAWError, match=r"\(weights .*\): give the same to go on with it, or delete the folder"):
+        train(model, toy(), folder / "training", settings)
