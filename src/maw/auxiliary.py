@@ -32,9 +32,11 @@ class GradientScale:
         self.texts = 0
         self.per_text: Tensor | None = None
 
-    def factor(self, own_texts: int) -> Tensor | float:
+    def factor(self, own_texts: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
         """What the sum over `own_texts` texts is multiplied with; without a root, their plain mean."""
-        return 1.0 / own_texts if self.per_text is None else self.per_text
+        if self.per_text is None:  # written on the device: a copy from the host would wait for it
+            return torch.full((), 1.0 / own_texts, dtype=dtype, device=device)
+        return self.per_text.to(device, dtype)
 
 
 class _AddGradient(torch.autograd.Function):
@@ -46,10 +48,7 @@ class _AddGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        factor = ctx.scale.factor(ctx.own_texts)
-        if not isinstance(factor, Tensor):  # written on the device: a copy from the host would wait for it
-            factor = torch.full((), factor, dtype=ctx.dtype, device=ctx.device)
-        return grads[0], factor.to(ctx.device, ctx.dtype), None, None
+        return grads[0], ctx.scale.factor(ctx.own_texts, ctx.device, ctx.dtype), None, None
 
 
 class _ScaleGradient(torch.autograd.Function):

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -18,6 +18,8 @@ from maw.errors import MAWError
 
 __all__ = ["main"]
 
+Dataset = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+MSMARCO = Annotated[bool, tyro.conf.arg(name="msmarco")]
 Layers = Annotated[str, tyro.conf.arg(name="maw-layer-indices", metavar="-1|0,5|all")]
 
 
@@ -96,14 +98,18 @@ class BenchmarkCommand:
     benchmark that was interrupted.
     """
 
-    dataset: str = "pydocs"
-    """pydocs (built in) or beir:FOLDER."""
+    dataset: Dataset = None
+    """pydocs (built in, the default), msmarco, ir:ID (ir_datasets: BEIR, LoTTE, ...), beir:FOLDER or msmarco:FOLDER."""
+    msmarco: MSMARCO = False
+    """The same as --dataset msmarco."""
     model: str = "packaged"
     """packaged (all-MiniLM-L6-v2), a model folder, or a hub name."""
     variants: str | None = None
     """Names with commas: bm25, untuned, dense-lora, dense-full, maw-lora, maw-full, literal, static, random."""
     seeds: int = 1
     """How often each variant is trained."""
+    drop_own: bool = False
+    """Leave out of every ranking the document with the query's own id (ArguAna: always)."""
     full: bool = False
     """Use all of pydocs instead of the preset quick (other data sets are always used in full)."""
     output: Path | None = None
@@ -124,8 +130,10 @@ class TrainCommand:
     """Such as maw-lora or dense-full."""
     output: Path
     """The model's folder."""
-    dataset: str = "pydocs"
-    """pydocs (built in) or beir:FOLDER."""
+    dataset: Dataset = None
+    """pydocs (built in, the default), msmarco, ir:ID (ir_datasets: BEIR, LoTTE, ...), beir:FOLDER or msmarco:FOLDER."""
+    msmarco: MSMARCO = False
+    """The same as --dataset msmarco."""
     model: str = "packaged"
     """packaged (all-MiniLM-L6-v2), a model folder, or a hub name."""
     seed: int = 0
@@ -136,18 +144,41 @@ class TrainCommand:
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """Evaluate a model on a data set."""
+    """Evaluate a model on a data set, or a run file by a file of judgements.
 
-    model: Annotated[str, tyro.conf.Positional]
-    """packaged, a model folder, or a hub name."""
-    dataset: str = "pydocs"
-    """pydocs (built in) or beir:FOLDER."""
-    split: str = "test"
+    maw evaluate model/ --dataset ir:beir/scifact
+    maw evaluate --run FILE --qrels FILE
+    """
+
+    model: Annotated[str | None, tyro.conf.Positional] = None
+    """packaged, a model folder, or a hub name; left out, --run is what is evaluated."""
+    dataset: Dataset = None
+    """pydocs (the default with a model), msmarco, ir:ID, beir:FOLDER or msmarco:FOLDER. With --run: the collection that
+    the run is of, against which its ids are checked."""
+    msmarco: MSMARCO = False
+    """The same as --dataset msmarco."""
+    split: str | None = None
+    """Default: test, or the only one."""
+    run: Path | None = None
+    """With a model: write its ranking there. Without: the run file to evaluate (TREC, MS MARCO, or a table with the
+    header query-id, corpus-id, rank, score)."""
+    run_format: Literal["trec", "msmarco"] = "trec"
+    """How the ranking of a model is written."""
+    qrels: Path | None = None
+    """Judgements of the run file: TREC (4 columns) or BEIR (header and 3)."""
+    ties: Literal["rank", "score"] = "rank"
+    """What orders a run file: its ranks, or its scores (equal ones by descending id)."""
+    measures: str | None = None
+    """Names with commas, as ir-measures spells them; default nDCG@10,MRR@10,R@100,R@1000,AP."""
+    relevant_grade: int | None = None
+    """The grade from which on a document is relevant to the default measures other than nDCG (TREC DL passages: 2)."""
+    per_query: Path | None = None
+    """Write the values of every query there, a table separated by tabs."""
+    drop_own: bool = False
+    """Leave out of every ranking the document with the query's own id (ArguAna: always)."""
     max_length: int | None = None
     """Tokens a text is cut to; default: the model's own limit."""
     device: str = "auto"
-    run: Path | None = None
-    """Also write the ranking as a TREC run file."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return commands.execute(command, ["maw", *given])
     except MAWError as error:
         print(f"maw: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"maw: cannot read or write {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("maw: interrupted; what was finished is kept, the same command goes on", file=sys.stderr)

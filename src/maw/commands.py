@@ -77,11 +77,14 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
 def _benchmark(command: BenchmarkCommand) -> Benchmark:
     from maw.benchmark.plan import DEFAULT, LORA_LEARNING_RATE, Benchmark
 
-    preset = "quick" if command.dataset == "pydocs" and not command.full else "full"
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(command.dataset).name if ":" in command.dataset else command.dataset)
+    dataset = _dataset_name(command) or "pydocs"
+    preset = "quick" if dataset == "pydocs" and not command.full else "full"
+    kind, _, what = dataset.partition(":")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", dataset if not what else what if kind == "ir" else Path(what).name)
     names = DEFAULT if command.variants is None else tuple(part.strip() for part in command.variants.split(","))
     return Benchmark(
-        dataset=command.dataset,
+        dataset=dataset,
+        drop_own=command.drop_own,
         model=command.model,
         variants=names,
         seeds=command.seeds,
@@ -114,7 +117,7 @@ def _(command: TrainCommand, words: Sequence[str]) -> int:
     if variant.tuning == "lora":
         given["learning_rate"] = command.training.lora_learning_rate or LORA_LEARNING_RATE
     settings = TrainingSettings(**given)
-    dataset = load_dataset(command.dataset)
+    dataset = load_dataset(_dataset_name(command) or "pydocs")
     console.print(render_report(dataset), highlight=False, markup=False)
     model = load_encoder(command.model, device=choose_device(command.device), max_length=settings.max_length)
     work = command.output.with_name(f"{command.output.name}.training")
@@ -129,26 +132,52 @@ def _(command: TrainCommand, words: Sequence[str]) -> int:
 @execute.register
 def _(command: EvaluateCommand, words: Sequence[str]) -> int:
     console = _console()
-    quiet_libraries()
-    from maw.retrieval.datasets import load_dataset
-    from maw.retrieval.encoding import dense_runs
-    from maw.retrieval.evaluation import evaluate
-    from maw.retrieval.models import choose_device, load_encoder
+    from maw.retrieval.assessment import assess_model, assess_run, write_per_query
+    from maw.retrieval.datasets import load_dataset, render_report
+    from maw.retrieval.evaluation import split_measures
     from maw.retrieval.runs import write_run
 
-    dataset = load_dataset(command.dataset)
-    queries, judged = dataset.evaluation_split(command.split)
-    model = load_encoder(command.model, device=choose_device(command.device), max_length=command.max_length)
-    runs = dense_runs(model, dataset.documents, {command.split: queries}, show_progress=console.is_terminal)
-    evaluation = evaluate(judged, runs[command.split])
-    if command.run is not None:
-        write_run(command.run, runs[command.split], "maw")
-    for name, value in evaluation.means.items():
-        console.print(f"{name:8} {value:.5f}", highlight=False)
-    console.print(
-        f"{evaluation.queries} queries of {command.split}, {len(dataset.documents)} documents", highlight=False
-    )
+    name = _dataset_name(command)
+    if command.model is None and command.run is None:
+        raise MAWError("wanted a model to evaluate, or a run file: maw evaluate MODEL, or maw evaluate --run FILE")
+    if command.model is not None and command.qrels is not None:
+        raise MAWError("--qrels judges a run file: leave out the model, or --qrels (the data set has judgements)")
+    wanted: dict[str, Any] = {
+        "measures": None if command.measures is None else split_measures(command.measures),
+        "relevant_grade": command.relevant_grade,
+    }
+    dataset = None
+    if command.model is not None or name is not None:
+        dataset = load_dataset(name or "pydocs", drop_own=command.drop_own or None)
+        console.print(render_report(dataset), highlight=False, markup=False)
+    if command.model is None or dataset is None:
+        assert command.run is not None
+        wanted |= {"dataset": dataset, "split": command.split, "drop_own": command.drop_own}
+        found = assess_run(command.run, qrels=command.qrels, ties=command.ties, **wanted)
+    else:
+        quiet_libraries()
+        from maw.retrieval.models import choose_device, load_encoder
+
+        split = command.split or dataset.default_split
+        dataset.evaluation_split(split)
+        model = load_encoder(command.model, device=choose_device(command.device), max_length=command.max_length)
+        found = assess_model(model, dataset, split, show_progress=console.is_terminal, **wanted)
+        if command.run is not None:
+            write_run(command.run, found.run, "maw", layout=command.run_format)
+    if command.per_query is not None:
+        write_per_query(command.per_query, found.evaluation)
+    for measure, value in found.evaluation.means.items():
+        console.print(f"{measure:8} {value:.5f}", highlight=False, markup=False)
+    for note in found.notes:
+        console.print(note, highlight=False, markup=False)
     return 0
+
+
+def _dataset_name(command: BenchmarkCommand | TrainCommand | EvaluateCommand) -> str | None:
+    """What --dataset or --msmarco names; None where neither is given."""
+    if command.msmarco and command.dataset not in (None, "msmarco"):
+        raise MAWError(f"--msmarco is --dataset msmarco, but --dataset {command.dataset} is given too: leave one out")
+    return "msmarco" if command.msmarco else command.dataset
 
 
 @execute.register

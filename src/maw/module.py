@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from maw import grpo
 from maw.auxiliary import GradientScale, add_gradient, in_backward
 from maw.config import MAWConfig
 from maw.errors import MAWError
-from maw.operations import TORCH, Operations, choose_operations
+from maw.kernels import use_triton
+from maw.operations import Operations, choose_operations
 from maw.records import KEPT, Record, statistics
 from maw.rewards import entropy_reward
 from maw.selector import Selector, depth_weights
@@ -121,34 +122,39 @@ class DepthAttention(nn.Module):
             whatever `attend` returns; (B, H, Q, C) without it.
         """
         with torch.autocast(query.device.type, enabled=False):
-            operations, choice = choose_operations(self.config.kernels, query), None
-            if self.config.selection == "uniform":
-                weight = self.query_views.new_full((query.shape[0], self.config.depth), 1.0 / self.config.depth)
+            if self._is_one_step(query):
+                query_transformed = self._one_step(query, key, mask)
             else:
-                state = operations.token_mean(query, mask).to(self.query_views.dtype)
-                if self.training:
-                    choice = self._choose(state, operations)
-                weight = self.weights(state) if choice is None else choice.depth_weight
-            query_transformed = operations.transform_query(
-                query, self.query_views, self.key_views, weight, **self._divided_by_scaling()
-            )
-            if choice is not None:
-                reward = self._reward(query.detach(), key.detach(), mask, choice.depth_index, operations)
-                query_transformed = self._with_auxiliary(query_transformed, choice, reward, operations)
+                query_transformed = self._composed(query, key, mask)
         if attend is None:
             attention_mask = None if mask is None else mask[:, None, None, :]
             key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
             return F.scaled_dot_product_attention(query_transformed, key, value, attention_mask, scale=self.scaling)
         return attend(query_transformed)
 
+    def _composed(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        """The transformed query, operation by operation."""
+        operations, choice = choose_operations(self.config.kernels, query), None
+        if self.config.selection == "uniform":
+            weight = self.query_views.new_full((query.shape[0], self.config.depth), 1.0 / self.config.depth)
+        else:
+            state = operations.token_mean(query, mask).to(self.query_views.dtype)
+            if self.training:
+                choice = self._choose(state)
+            weight = self.weights(state) if choice is None else choice.depth_weight
+        constant = None if self.constant is None else self.constant / self.scaling
+        query_transformed = operations.transform_query(
+            query, self.query_views, self.key_views, weight, constant=constant, scale=self.scale / self.scaling
+        )
+        if choice is None:
+            return query_transformed
+        reward = self._reward(query.detach(), key.detach(), mask, choice.depth_index, operations)
+        return self._with_auxiliary(query_transformed, choice, reward)
+
     def weights(self, state: Float[Tensor, "B S"]) -> Float[Tensor, "B D"]:
         """Depth weights chosen for these states: noisy in training mode, the noise-free limit in evaluation mode."""
         logits = self._logits(state)
         return depth_weights(logits, selection=self.config.selection, tau=self.config.tau, training=self.training)
-
-    def _divided_by_scaling(self) -> dict[str, Any]:
-        constant = None if self.constant is None else self.constant / self.scaling
-        return {"constant": constant, "scale": self.scale / self.scaling}
 
     def _logits(self, state: Tensor) -> Tensor:
         logits = self.selector.policy(state)
@@ -156,13 +162,10 @@ class DepthAttention(nn.Module):
 
     # The auxiliary loss
 
-    def _choose(self, state: Tensor, operations: Operations) -> _Choice:
+    def _choose(self, state: Tensor) -> _Choice:
         """Depth weights whose gradient reaches the encoder, and a group of depths whose loss must not."""
         config, detached = self.config, state.detach()
         logits, own_logits = self._logits(torch.cat([state, detached])).chunk(2)
-        if config.estimator == "sampled" and config.selection == "gumbel":
-            chosen = operations.gumbel_and_group(logits, tau=config.tau, group_size=config.group_size)
-            return _Choice(detached, own_logits, *chosen)
         weight = depth_weights(logits, selection=config.selection, tau=config.tau, training=True)
         if config.estimator == "exact":
             depth_index = torch.arange(config.depth, device=state.device).expand(state.shape[0], -1)
@@ -178,27 +181,28 @@ class DepthAttention(nn.Module):
         views = self.query_views, self.key_views
         return entropy_reward(query, key, *views, depth_index, scale=self.scale, mask=mask, operations=operations)
 
-    def _with_auxiliary(
-        self, query_transformed: Tensor, choice: _Choice, reward: Tensor, operations: Operations
-    ) -> Tensor:
+    def _with_auxiliary(self, query_transformed: Tensor, choice: _Choice, reward: Tensor) -> Tensor:
         """The transformed query, carrying the gradient of the selector's loss on these texts.
 
         A checkpointed layer runs twice, the second time inside backward: what happened is recorded the first time, and
         both times draw the same random numbers.
         """
-        texts, again = len(reward), in_backward()
         rollout = Rollout(choice.state, choice.depth_index, choice.log_probability, reward)
-        loss, record = self._rollout_loss(rollout, choice.logits, operations)
-        if not again:
-            self.gradient_scale.texts += texts
-            self.records.append(record)
-            if self.rollouts is not None and self.config.updates > 1:
-                self.rollouts.append((self.config.updates - 1, rollout))
+        loss, record = self._rollout_loss(rollout, choice.logits)
+        self._remember(rollout, record)
         if not torch.is_grad_enabled():
             return query_transformed
-        return add_gradient(query_transformed, loss.sum(), self.gradient_scale, texts)
+        return add_gradient(query_transformed, loss.sum(), self.gradient_scale, len(reward))
 
-    def _rollout_loss(self, rollout: Rollout, logits: Tensor, operations: Operations = TORCH) -> tuple[Tensor, Record]:
+    def _remember(self, rollout: Rollout, record: Record) -> None:
+        if in_backward():
+            return
+        self.gradient_scale.texts += len(rollout.reward)
+        self.records.append(record)
+        if self.rollouts is not None and self.config.updates > 1:
+            self.rollouts.append((self.config.updates - 1, rollout))
+
+    def _rollout_loss(self, rollout: Rollout, logits: Tensor) -> tuple[Tensor, Record]:
         """The auxiliary loss per text, and what is remembered of it."""
         config, reward, depth_index = self.config, rollout.reward, rollout.depth_index
         value = self.selector.value(rollout.state)
@@ -210,13 +214,41 @@ class DepthAttention(nn.Module):
         else:
             names = ("advantage", "clip", "auxiliary_weight", "value_weight", "kl_weight", "entropy_weight")
             settings = {name: getattr(config, name) for name in names}
-            loss, policy_loss, clip_share = operations.group_loss(
+            loss, policy_loss, clip_share = grpo.group_loss(
                 logits, value, depth_index, reward, rollout.log_probability, **settings
             )
         # logits are half of a tensor that also holds the other half's: kept as their own
         kept = (logits.clone(), depth_index, reward, value, loss, policy_loss)
         all_arms = config.estimator == "exact"
         return loss, Record(*(tensor.detach() for tensor in kept), clip_share=clip_share, all_arms=all_arms)
+
+    # The same in one step on a GPU
+
+    def _is_one_step(self, query: Tensor) -> bool:
+        """Whether `maw.kernels.layer` serves this forward."""
+        config = self.config
+        if config.selection not in ("gumbel", "softmax") or not use_triton(config.kernels, query):
+            return False
+        return config.estimator == "sampled" if self.training else not torch.is_grad_enabled()
+
+    def _one_step(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        from maw.kernels import layer
+
+        views = self.query_views.contiguous(), self.key_views.contiguous(), self.constant
+        weights = layer.Weights.of(self.selector)
+        given = layer.Given(*views, weights, self.config, self.scale, self.scaling, self.gradient_scale)
+        if not self.training:
+            return layer.encode(query, mask, given)
+        trained = layer.train(query, key, mask, given)
+        self._remember(
+            Rollout(trained.state, trained.depth_index, trained.log_probability, trained.reward),
+            Record(
+                *(trained.logits, trained.depth_index, trained.reward, trained.value, trained.loss),
+                *(trained.policy_loss, trained.clip_share),
+                all_arms=False,
+            ),
+        )
+        return trained.query
 
     def replay_loss(self) -> Tensor | None:
         """With `updates` > 1: the mean loss per text of the groups sampled for earlier losses, under today's policy.

@@ -56,6 +56,7 @@ class Benchmark:
     training: dict[str, Any] = field(default_factory=dict)
     lora_learning_rate: float = LORA_LEARNING_RATE
     metric: str = "nDCG@10"
+    drop_own: bool = False
 
     def __post_init__(self) -> None:
         choose_variants(self.variants)
@@ -69,6 +70,7 @@ class Benchmark:
         """What must be the same for a started folder to be gone on with; variants and seeds may grow."""
         return {
             "dataset": self.dataset,
+            **({"drop_own": True} if self.drop_own else {}),
             "model": self.model,
             "preset": self.preset,
             "maw": MAWConfig(**self.maw).to_dict(),
@@ -113,12 +115,12 @@ def training_settings(benchmark: Benchmark, run: PlannedRun) -> TrainingSettings
 
 
 def evaluation_splits(dataset: RetrievalDataset) -> list[str]:
-    """The splits that are reported: every evaluation split but dev, which chooses checkpoints.
+    """The splits that are reported: every evaluation split but dev, which chooses checkpoints, and unions of others.
 
     Raises:
         MAWError: there is none.
     """
-    splits = [split for split in dataset.evaluation_splits if split != "dev"]
+    splits = [split for split in dataset.evaluation_splits if split != "dev" and split not in dataset.counts["unions"]]
     if not splits:
         raise MAWError(f"{dataset.name} has no split to report on beside train and dev: add qrels/test.tsv")
     return splits

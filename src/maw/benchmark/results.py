@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -100,18 +101,24 @@ def write_per_query(path: Path, states: Sequence[dict[str, Any]]) -> None:
         for split, per_query in state["per_query"].items()
         for query in next(iter(per_query.values()))
     ]
+    names = list(dict.fromkeys(name for row in rows for name in row))  # splits may have measures of their own
     aside = path.with_name(f".{path.name}.part")
-    pq.write_table(pa.Table.from_pylist(rows), aside)
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), aside)
     os.replace(aside, path)
 
 
 def results_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Table:
-    """The rows for a terminal: means over seeds, with their standard deviation where there are several."""
+    """The rows for a terminal: means over seeds, with their standard deviation where there are several.
+
+    A metric that counts from another grade on in some split, MRR(rel=2)@10, stands there in the place of MRR@10.
+    """
     splits = list(dict.fromkeys(row["split"] for row in rows))
+    there = {split: next(list(row["metrics"]) for row in rows if row["split"] == split) for split in splits}
+    shown = {split: [_own_name(metric, there[split]) for metric in metrics] for split in splits}
     table = Table(title=None, header_style="bold")
     table.add_column("variant", no_wrap=True)
     for split in splits:
-        for metric in metrics:
+        for metric in shown[split]:
             table.add_column(metric if len(splits) == 1 else f"{split} {metric}", justify="right", no_wrap=True)
     for name in ("trained", "time", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -120,7 +127,7 @@ def results_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Tab
         own = [row for row in rows if row["variant"] == variant]
         cells = [variant]
         for split in splits:
-            for metric in metrics:
+            for metric in shown[split]:
                 values = [row["metrics"][metric] for row in own if row["split"] == split]
                 spread = f" ±{statistics.stdev(values):.4f}" if len(values) > 1 else ""
                 cells.append(f"{statistics.fmean(values):.4f}{spread}" if values else "-")
@@ -131,6 +138,15 @@ def results_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Tab
         cells.append("below untuned" if any(row["below_untuned"] for row in own) else "")
         table.add_row(*cells)
     return table
+
+
+def _own_name(metric: str, names: Sequence[str]) -> str:
+    """The name of a metric among those of a split: itself, or with the grade from which it counts.
+
+    >>> _own_name("MRR@10", ["nDCG@10", "MRR(rel=2)@10"])
+    'MRR(rel=2)@10'
+    """
+    return next((name for name in names if re.sub(r"\(rel=[0-9]+\)", "", name) == metric), metric)
 
 
 def comparison_rows(found: Sequence[Comparison]) -> list[dict[str, Any]]:

@@ -24,9 +24,9 @@ from maw.benchmark.results import (
     write_per_query,
 )
 from maw.errors import MAWError
+from maw.retrieval.assessment import dense_rankings
 from maw.retrieval.bm25 import bm25_run
-from maw.retrieval.encoding import dense_runs
-from maw.retrieval.evaluation import evaluate
+from maw.retrieval.evaluation import Evaluation, default_measures, evaluate
 from maw.retrieval.models import choose_device, fingerprint, load_encoder
 from maw.retrieval.runs import write_run
 
@@ -46,7 +46,7 @@ def load_benchmark_dataset(benchmark: Benchmark) -> RetrievalDataset:
     """The data set, cut to the preset."""
     from maw.retrieval.datasets import load_dataset
 
-    dataset = load_dataset(benchmark.dataset)
+    dataset = load_dataset(benchmark.dataset, drop_own=benchmark.drop_own or None)
     subset = PRESETS[benchmark.preset]["subset"]
     return dataset if subset is None else dataset.subset(**subset)
 
@@ -115,7 +115,11 @@ class Runner:
         if run.variant.kind == "bm25":
             with measure(self.device) as cost:
                 found = {
-                    split: bm25_run(self.dataset.documents, self.dataset.evaluation_split(split)[0])
+                    split: bm25_run(
+                        self.dataset.documents,
+                        self.dataset.evaluation_split(split)[0],
+                        drop_own=self.dataset.drop_own,
+                    )
                     for split in self.splits
                 }
         elif run.variant.kind == "untuned":
@@ -134,10 +138,10 @@ class Runner:
             "per_query": {},
         }
         for split, ranking in found.items():
-            evaluation = evaluate(self.dataset.judgements(split), ranking)
+            evaluation = self._evaluate(split, ranking)
             state["metrics"][split], state["per_query"][split] = evaluation.means, evaluation.per_query
             (self.folder / "runs").mkdir(exist_ok=True)
-            write_run(self.folder / "runs" / f"{run.name}-{split}.trec", ranking, run.name)
+            write_run(self.folder / "runs" / f"{run.name}-{split.replace('/', '-')}.trec", ranking, run.name)
         write_aside(self._state(run), json.dumps(state))
 
     def _tune(self, run: PlannedRun) -> tuple[dict[str, Ranking], Cost, dict[str, Any]]:
@@ -159,7 +163,7 @@ class Runner:
                 show_progress=self.show_progress,
             )
             found = self._rank(tuned.model)
-        metrics = {split: evaluate(self.dataset.judgements(split), ranking).means for split, ranking in found.items()}
+        metrics = {split: self._evaluate(split, ranking).means for split, ranking in found.items()}
         save_model(
             tuned,
             self.folder / "models" / run.name,
@@ -171,8 +175,11 @@ class Runner:
         return found, cost, {**tuned.parameters, **tuned.outcome}
 
     def _rank(self, model: SentenceTransformer) -> dict[str, Ranking]:
-        queries = {split: self.dataset.evaluation_split(split)[0] for split in self.splits}
-        return dense_runs(model, self.dataset.documents, queries, show_progress=self.show_progress)
+        return dense_rankings(model, self.dataset, self.splits, show_progress=self.show_progress)
+
+    def _evaluate(self, split: str, ranking: Ranking) -> Evaluation:
+        measures = default_measures(self.dataset.relevant_grade.get(split, 1))
+        return evaluate(self.dataset.judgements(split), ranking, measures)
 
     # The folder
 

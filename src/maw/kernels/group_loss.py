@@ -1,4 +1,4 @@
-"""The auxiliary loss of sampled groups and its gradient in one launch: `maw.grpo.group_loss`.
+"""The entropy reward, the auxiliary loss of sampled groups and its gradient in one launch: `maw.grpo.group_loss`.
 
 Everything is closed form. With c_m = -ratio_m A_m / G where the clip lets it through, else 0, and l = log pi,
 
@@ -9,18 +9,19 @@ Everything is closed form. With c_m = -ratio_m A_m / G where the clip lets it th
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from maw.config import Advantage
-from maw.grpo import EPSILON, GroupLoss
+from maw.config import MAWConfig
+from maw.grpo import EPSILON
+from maw.kernels.launching import Launch
+from maw.kernels.selector import Choice
 
-__all__ = ["group_loss"]
+__all__ = ["Outcome", "group_loss"]
 
 SMALL_SPREAD = tl.constexpr(EPSILON)
 
@@ -31,21 +32,23 @@ def _group_loss(
     value,
     depth_index,
     sampled_log_probability,
+    entropy,
     reward,
     loss,
     policy_loss,
     clip_share,
     logits_gradient,
     value_gradient,
-    stride,
     clip,
     auxiliary_weight,
     value_weight,
     kl_weight,
     entropy_weight,
     log_depth,
+    HEADS: tl.constexpr,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
+    BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_G: tl.constexpr,
     ADVANTAGE: tl.constexpr,
@@ -54,7 +57,10 @@ def _group_loss(
     depth, member = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_G)
     inside, there = depth < DEPTH, member < GROUP
     place = text * GROUP + member
-    r = tl.load(reward + place, mask=there, other=0.0)
+    head = tl.arange(0, BLOCK_H)[:, None]
+    of_heads = (text * HEADS + head) * GROUP + member[None, :]
+    r = -tl.sum(tl.load(entropy + of_heads, mask=(head < HEADS) & there[None, :], other=0.0), axis=0) / HEADS
+    tl.store(reward + place, r, mask=there)
     predicted = tl.load(value + text)
     mean = tl.sum(r, axis=0) / GROUP
     highest = tl.max(tl.where(there, r, -float("inf")), axis=0)
@@ -69,7 +75,7 @@ def _group_loss(
         deviation = tl.sqrt(tl.sum(advantage * advantage, axis=0) / (GROUP - 1))
         advantage = tl.where(highest - lowest < SMALL_SPREAD, 0.0, advantage / (deviation + SMALL_SPREAD))
 
-    logit = tl.load(logits + text * stride + depth, mask=inside, other=-float("inf"))
+    logit = tl.load(logits + text * DEPTH + depth, mask=inside, other=-float("inf"))
     largest = tl.max(logit, axis=0)
     policy = tl.exp(logit - largest)
     total = tl.sum(policy, axis=0)
@@ -97,69 +103,40 @@ def _group_loss(
     tl.store(value_gradient + text, auxiliary_weight * value_weight * 2 * gap)
 
 
-class _GroupLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        value: Tensor,
-        depth_index: Tensor,
-        reward: Tensor,
-        sampled_log_probability: Tensor,
-        advantage: str,
-        weights: tuple[float, ...],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        (batch, depth), group = logits.shape, reward.shape[1]
-        loss, policy_loss, clip_share, value_gradient = logits.new_empty(4, batch).unbind()
-        logits_gradient = logits.new_empty(batch, depth)
-        _group_loss[(batch,)](
-            logits,
-            value.contiguous(),
-            depth_index.contiguous(),
-            sampled_log_probability.contiguous(),
-            reward.contiguous(),
-            loss,
-            policy_loss,
-            clip_share,
-            logits_gradient,
-            value_gradient,
-            logits.stride(0),
-            *weights,
-            math.log(depth),
-            DEPTH=depth,
-            GROUP=group,
-            BLOCK_D=triton.next_power_of_2(depth),
-            BLOCK_G=triton.next_power_of_2(group),
-            ADVANTAGE=advantage,
-            num_warps=1,
-        )
-        ctx.save_for_backward(logits_gradient, value_gradient)
-        ctx.mark_non_differentiable(policy_loss, clip_share)
-        return loss, policy_loss, clip_share
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        logits_gradient, value_gradient = ctx.saved_tensors
-        return logits_gradient * grads[0][:, None], value_gradient * grads[0], None, None, None, None, None
+_group_loss_launch = Launch(_group_loss)
 
 
-def group_loss(
-    logits: Float[Tensor, "B D"],
-    value: Float[Tensor, " B"],
-    depth_index: Int[Tensor, "B G"],
-    reward: Float[Tensor, "B G"],
-    sampled_log_probability: Float[Tensor, "B G"],
-    *,
-    advantage: Advantage,
-    clip: float,
-    auxiliary_weight: float,
-    value_weight: float,
-    kl_weight: float,
-    entropy_weight: float,
-) -> GroupLoss:
-    """The same as `maw.grpo.group_loss`, in float32; gradients flow from `loss` alone."""
-    logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    weights = (clip, auxiliary_weight, value_weight, kl_weight, entropy_weight)
-    return GroupLoss(
-        *_GroupLoss.apply(logits, value.float(), depth_index, reward, sampled_log_probability, advantage, weights)
+class Outcome(NamedTuple):
+    """What a group was worth, text by text."""
+
+    reward: Float[Tensor, "B G"]
+    loss: Float[Tensor, " B"]
+    policy_loss: Float[Tensor, " B"]
+    clip_share: Float[Tensor, " B"]
+    logits_gradient: Float[Tensor, "B D"]
+    value_gradient: Float[Tensor, " B"]
+
+
+def group_loss(choice: Choice, entropy: Float[Tensor, "B H G"], config: MAWConfig) -> Outcome:
+    """`maw.grpo.group_loss` of the reward minus mean entropy over heads, with the gradients of `loss`."""
+    batch, heads, group = entropy.shape
+    depth = choice.logits.shape[1]
+    reward = entropy.new_empty(batch, group)
+    logits_gradient = entropy.new_empty(batch, depth)
+    loss, policy_loss, clip_share, value_gradient = entropy.new_empty(4, batch).unbind()
+    _group_loss_launch(
+        (batch, 1, 1),
+        *(choice.logits, choice.value, choice.depth_index, choice.log_probability, entropy),
+        *(reward, loss, policy_loss, clip_share, logits_gradient, value_gradient),
+        *(config.clip, config.auxiliary_weight, config.value_weight, config.kl_weight, config.entropy_weight),
+        math.log(depth),
+        num_warps=1,
+        HEADS=heads,
+        DEPTH=depth,
+        GROUP=group,
+        BLOCK_H=triton.next_power_of_2(heads),
+        BLOCK_D=triton.next_power_of_2(depth),
+        BLOCK_G=triton.next_power_of_2(group),
+        ADVANTAGE=config.advantage,
     )
+    return Outcome(reward, loss, policy_loss, clip_share, logits_gradient, value_gradient)
