@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import signal
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from toys import encoder, toy
 
 import maw
 from maw.hf.attach import maw_layers
 from maw.retrieval.checkpoints import is_whole, last_checkpoint, mark_whole, remove_checkpoint, step_of
+from maw.retrieval.processes import leave
 from maw.retrieval.training import TrainingSettings, train
 
 SETTINGS = TrainingSettings(
@@ -28,6 +32,7 @@ SETTINGS = TrainingSettings(
 STEPS = 12  # 8 pairs, 2 a batch, 3 epochs
 KINDS = {
     "full": ({"updates": 2, "group_size": 4}, {}, False),
+    "two": ({"updates": 2, "group_size": 4}, {"batch_size": 1}, False),
     "lora": ({"layers": "all", "updates": 3}, {"mini_batch_size": 1, "gradient_checkpointing": True}, True),
 }
 
@@ -75,11 +80,13 @@ def die_at_file_event(number: int) -> None:
     sys.addaudithook(hook)
 
 
-def work(folder: str, kind: str, death: tuple | None) -> None:
+def work(folder: str, kind: str, death: tuple | None, place: dict[str, str] | None = None) -> None:
     torch.set_num_threads(1)
-    (Path(folder) / "started").open("a").write("x")
+    os.environ |= place or {}
+    rank = int(os.environ.get("RANK", "0"))
+    (Path(folder) / f"started{rank}").open("a").write("x")
     model, settings = build(kind)
-    seen = (Path(folder) / "seen.jsonl").open("a")
+    seen = (Path(folder) / f"seen{rank}.jsonl").open("a")
     from maw.retrieval.trainer import Trainer
 
     plain = Trainer.training_step
@@ -94,8 +101,9 @@ def work(folder: str, kind: str, death: tuple | None) -> None:
     if death is not None:
         {"step": die_at_step, "file": die_at_file_event}[death[0]](death[1])
     outcome = train(model, toy(), Path(folder) / "training", settings)
-    model.save_pretrained(str(Path(folder) / "model"), create_model_card=False)
-    (Path(folder) / "outcome.json").write_text(json.dumps(outcome))
+    save_file(model.state_dict(), Path(folder) / f"model{rank}.safetensors")
+    (Path(folder) / f"outcome{rank}.json").write_text(json.dumps(outcome))
+    leave()
 
 
 def run(folder: Path, kind: str, death: tuple | None = None) -> int:
@@ -108,19 +116,40 @@ def run(folder: Path, kind: str, death: tuple | None = None) -> int:
     return process.exitcode
 
 
-def ended(folder: Path) -> dict:
+def run_two(folder: Path, kind: str, deaths: dict[int, tuple]) -> list[int]:
+    """The exit codes of two processes that train there together; where one is killed, so is the other."""
+    context = multiprocessing.get_context("forkserver")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    there = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    both = []
+    for rank in range(2):
+        place = there | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        both.append(context.Process(target=work, args=(str(folder), kind, deaths.get(rank), place)))
+        both[-1].start()
+    multiprocessing.connection.wait([process.sentinel for process in both], 120)
+    for rank, process in enumerate(both):
+        process.join(0 if deaths else 120)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+    return [process.exitcode for process in both]
+
+
+def ended(folder: Path, rank: int = 0) -> dict:
     """What must be the same: weights, log, the texts of each step, and what the outcome says."""
     log = [json.loads(line) for line in (folder / "training" / "log.jsonl").read_text().splitlines()]
     timing = {"train_runtime", "runtime", "samples_per_second", "steps_per_second"}
     log = [{name: value for name, value in entry.items() if name not in timing} for entry in log]
     seen: dict[int, list] = {}
-    for line in (folder / "seen.jsonl").read_text().splitlines():
+    for line in (folder / f"seen{rank}.jsonl").read_text().splitlines():
         step, ids = json.loads(line)
         assert seen.setdefault(step, ids) == ids, f"step {step} was repeated with other texts"
-    outcome = json.loads((folder / "outcome.json").read_text())
+    outcome = json.loads((folder / f"outcome{rank}.json").read_text())
     del outcome["resumed"]
     return {
-        "weights": (folder / "model" / "model.safetensors").read_bytes(),
+        "weights": (folder / f"model{rank}.safetensors").read_bytes(),
         "log": [entry for entry in log if "train_loss" not in entry],
         "seen": seen,
         "outcome": outcome,
@@ -128,7 +157,7 @@ def ended(folder: Path) -> dict:
     }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["full", "lora"])
 def uninterrupted(request, tmp_path_factory):
     """The kind of a training, how it ended, and its folder."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -153,8 +182,25 @@ def test_killed_at_random_steps_it_ends_with_the_same_bytes(uninterrupted, tmp_p
     for step in steps:
         assert run(tmp_path, kind, ("step", step)) == -signal.SIGKILL
     assert run(tmp_path, kind) == 0
-    assert (tmp_path / "started").read_text() == "xxxx"
+    assert (tmp_path / "started0").read_text() == "xxxx"
     assert_same(ended(tmp_path), expected)
+
+
+def test_two_processes_killed_and_started_again_end_with_the_same_bytes(tmp_path):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    assert run_two(tmp_path / "whole", "two", {}) == [0, 0]
+    expected, expected_too = (ended(tmp_path / "whole", rank) for rank in range(2))
+    assert expected["weights"] == expected_too["weights"]
+    assert expected["outcome"]["seeds"]["training"] == [5, 5 + 1_000_003]
+    for epoch in range(3):
+        seen = [end["seen"][4 * epoch + step] for end in (expected, expected_too) for step in range(1, 5)]
+        assert len({json.dumps(ids) for ids in seen}) == 8, "together they see every pair once an epoch"
+    for deaths in ({1: ("step", 4)}, {0: ("file", 25)}):
+        assert run_two(tmp_path / "killed", "two", deaths) == [-signal.SIGKILL] * 2
+    assert run_two(tmp_path / "killed", "two", {}) == [0, 0]
+    for rank, end in enumerate((expected, expected_too)):
+        assert_same(ended(tmp_path / "killed", rank), end)
 
 
 def assert_same(end: dict, expected: dict) -> None:

@@ -17,6 +17,8 @@ import numpy as np
 from torch.utils.data import BatchSampler, Dataset
 
 from maw.errors import MAWError
+from maw.retrieval.datasets import normalise
+from maw.retrieval.texts import hash64
 
 __all__ = ["Batches", "Collator", "TrainingTexts", "chained"]
 
@@ -61,6 +63,9 @@ class Batches(BatchSampler):
         process: which share is wanted.
         processes: how many shares there are; divides `batch_size`.
 
+    Attributes:
+        hashes: of every text of every row, (rows, columns); texts that are the same after `normalise` have the same.
+
     >>> rows = [(f"q{i}", f"d{i}") for i in range(5)]
     >>> texts = TrainingTexts({q: q for q, _ in rows}, {d: d for _, d in rows}, rows)
     >>> [len(batch) for batch in Batches(texts, 2, seed=0)]
@@ -79,9 +84,9 @@ class Batches(BatchSampler):
         self.sizes = [batch_size] * (len(texts) // batch_size)
         if rest >= processes:
             self.sizes.append(rest - rest % processes)
-        self._hashes = np.empty((len(texts), len(texts.rows[0])), dtype=np.int64)
+        self.hashes = np.empty((len(texts), len(texts.rows[0])), dtype=np.uint64)
         for index, row in enumerate(texts.rows):
-            self._hashes[index] = [_hash(text) for text in texts.texts(row)]
+            self.hashes[index] = [hash64(normalise(text)) for text in texts.texts(row)]
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -126,7 +131,7 @@ class Batches(BatchSampler):
         for place, row in enumerate(rows):
             if len(batch) == size:
                 return [*left, *rows[place:]]
-            contents = self._hashes[row].tolist()
+            contents = self.hashes[row].tolist()
             if seen.isdisjoint(contents):
                 batch.append(row)
                 seen.update(contents)
@@ -140,10 +145,6 @@ class Batches(BatchSampler):
             return hashlib.sha256(f"{self.seed}\0epoch {self.epoch}\0{pair}".encode()).digest()
 
         return sorted(range(len(self.texts)), key=key)
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), signed=True)
 
 
 class Collator:

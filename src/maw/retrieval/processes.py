@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["first_process_first", "leave", "process_index", "processes"]
 
@@ -24,16 +28,19 @@ def processes() -> int:
 
 
 @contextmanager
-def first_process_first() -> Iterator[None]:
+def first_process_first(device: torch.device) -> Iterator[None]:
     """The first process does what is inside alone, the others afterwards, so that they find what it left on disk.
 
-    It needs the process group that the training arguments set up; alone, there is nobody to wait for.
+    Args:
+        device: what the processes work on; it decides how they talk to one another.
     """
-    import torch.distributed as dist
-
     if processes() == 1:
         yield
         return
+    import torch.distributed as dist
+    from accelerate import PartialState
+
+    PartialState(cpu=device.type == "cpu")  # sets up the process group where nobody has
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
     if process_index() > 0:
         dist.barrier(group)

@@ -1,4 +1,4 @@
-"""Every training pair with its hard negatives, as many for each.
+"""Every training pair with its hard negatives, as many for each pair.
 
 A query with fewer negatives than wanted gets documents of the collection in their place, drawn by the seed, that are
 neither relevant to it nor among its negatives: no harder than what other queries bring to the batch, and the batch
@@ -10,17 +10,43 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maw.errors import MAWError
+from maw.retrieval.negatives import NegativeSettings, mine
+from maw.retrieval.processes import first_process_first
 
 if TYPE_CHECKING:
-    from maw.retrieval.datasets import RetrievalDataset
+    from sentence_transformers import SentenceTransformer
 
-__all__ = ["with_negatives"]
+    from maw.retrieval.datasets import RetrievalDataset
+    from maw.retrieval.training import TrainingSettings
+
+__all__ = ["find_negatives", "with_negatives"]
 
 DRAWN_FROM = 10_000
 """Missing negatives are drawn from so many documents of the collection, chosen by the seed."""
+
+
+def find_negatives(
+    dataset: RetrievalDataset, settings: TrainingSettings, model: SentenceTransformer, cache: Path
+) -> Mapping[str, Sequence[str]] | None:
+    """The hard negatives that the settings ask for, found once and kept; None where they ask for none.
+
+    Args:
+        dataset: needs a train split.
+        settings: where negatives come from, and how many.
+        model: finds those of "model", as it is now.
+        cache: the folder they are kept in; of several processes the first finds them.
+    """
+    if not settings.hard_negatives:
+        return None
+    source = "dense" if settings.negatives == "model" else settings.negatives
+    wanted = NegativeSettings(source=source, per_query=settings.hard_negatives, depth=max(200, settings.hard_negatives))
+    model.max_seq_length = settings.max_length
+    with first_process_first(model.device):
+        return mine(dataset, wanted, model=model if source == "dense" else None, cache=cache)
 
 
 def with_negatives(

@@ -11,10 +11,10 @@ import hashlib
 import importlib.metadata
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
@@ -34,6 +34,7 @@ from maw.retrieval.checkpoints import (
 from maw.retrieval.development import METRIC, DevEvaluator
 from maw.retrieval.losses import AuxiliaryLoss, contrastive_loss
 from maw.retrieval.models import fingerprint
+from maw.retrieval.rows import find_negatives, with_negatives
 from maw.retrieval.trainer import Checkpoints, Progress, Trainer
 
 if TYPE_CHECKING:
@@ -59,9 +60,11 @@ class TrainingSettings:
         batch_size: pairs a batch of one process; the candidates of a query are the documents of all processes.
         mini_batch_size: so many texts a forward, the gradient of the whole batch (GradCache); None is one forward.
         positives_per_query: at most so many relevant documents a query, chosen by the seed; None takes all.
+        hard_negatives: so many hard negatives a pair (`maw.retrieval.rows` says what happens where there are fewer).
+        negatives: where they come from: BM25, the model as it is before training, or files given with the data.
         dev_documents: what the dev split is searched in during training.
         save_steps: save a checkpoint after every so many steps too, not after every epoch alone.
-        seed: of every draw: order, dropout, depth noise, positives, dev documents.
+        seed: of every draw: order, dropout, depth noise, positives, negatives that are missing, dev documents.
     """
 
     learning_rate: float = 5e-5
@@ -73,6 +76,8 @@ class TrainingSettings:
     weight_decay: float = 0.01
     similarity_scale: float = 20.0
     positives_per_query: int | None = None
+    hard_negatives: int = 0
+    negatives: Literal["bm25", "model", "given"] = "bm25"
     dev_documents: int = 2000
     gradient_checkpointing: bool = False
     save_steps: int | None = None
@@ -82,6 +87,10 @@ class TrainingSettings:
         for name in ("epochs", "batch_size", "mini_batch_size", "max_length", "dev_documents", "save_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise MAWError(f"{name} must be at least 1, got {value}")
+        if self.hard_negatives < 0:
+            raise MAWError(f"hard_negatives must be 0 or more, got {self.hard_negatives}")
+        if self.negatives not in ("bm25", "model", "given"):
+            raise MAWError(f"negatives must be bm25, model or given, got {self.negatives!r}")
         for name in ("learning_rate", "similarity_scale"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise MAWError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -93,6 +102,7 @@ def train(
     folder: Path,
     settings: TrainingSettings,
     *,
+    negatives: Mapping[str, Sequence[str]] | None = None,
     log_file: Path | None = None,
     show_progress: bool = False,
 ) -> dict[str, Any]:
@@ -106,6 +116,7 @@ def train(
         dataset: needs a train split; a dev split chooses the best epoch, without one the last epoch stays.
         folder: checkpoints and TensorBoard logs go here; a training that was killed there is resumed.
         settings: how to train.
+        negatives: query id -> ids of its hard negatives, best first; None finds those that the settings ask for.
         log_file: one JSON object a log entry; None is `folder/log.jsonl`.
         show_progress: whether to draw a progress bar.
 
@@ -116,22 +127,23 @@ def train(
         MAWError: no training pairs, a batch larger than the training set, a checkpoint of another training in the
             folder, or a loss that is not finite.
     """
-    rows = dataset.training_pairs(settings.positives_per_query, settings.seed)
+    pairs = dataset.training_pairs(settings.positives_per_query, settings.seed)
     has_dev = "dev" in dataset.splits
     arguments = _arguments(model, folder, settings, has_dev=has_dev, show_progress=show_progress)
     rank, processes = arguments.process_index, arguments.world_size  # known from here on
-    _check_batch(dataset.name, len(rows), settings.batch_size, processes)
+    _check_batch(dataset.name, len(pairs), settings.batch_size, processes)
+    if negatives is None:
+        negatives = find_negatives(dataset, settings, model, folder / "negatives")
+    rows, drawn_negatives = with_negatives(dataset, pairs, negatives or {}, settings.hard_negatives, settings.seed)
     texts = TrainingTexts(dataset.queries, dataset.documents, rows)
-    batches = Batches(
-        texts, settings.batch_size * processes, seed=settings.seed, process=rank, processes=processes
-    )
+    batches = Batches(texts, settings.batch_size * processes, seed=settings.seed, process=rank, processes=processes)
     _schedule(arguments, settings, len(batches))
     model.max_seq_length = settings.max_length
     model.model_card_data.generate_widget_examples = False  # our own card is written where the model is saved
     if settings.gradient_checkpointing:
         _checkpoint_layers(model)
     log_file = folder / "log.jsonl" if log_file is None else log_file
-    checkpoint, data = _resume(folder, log_file, arguments, _identity(model, texts, settings, processes))
+    checkpoint, data = _resume(folder, log_file, arguments, _identity(model, batches, settings))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     loss = contrastive_loss(
         model,
@@ -166,14 +178,15 @@ def train(
         )
     model.eval()
     trainer.accelerator.wait_for_everyone()  # all have read the best checkpoint before anybody deletes it
-    drawn = ("order", "positives", *(["dev_documents"] if has_dev else []))
+    drawn = {"order": True, "positives": True, "negatives": settings.hard_negatives, "dev_documents": has_dev}
     return {
         "steps": trainer.state.global_step,
         "pairs": len(rows),
+        **({"drawn_negatives": drawn_negatives} if settings.hard_negatives else {}),
         "processes": processes,
         f"dev_{METRIC}": trainer.state.best_metric,
         "resumed": checkpoint is not None,
-        "seeds": {"training": seeds, **dict.fromkeys(drawn, settings.seed)},
+        "seeds": {"training": seeds, **{name: settings.seed for name, is_drawn in drawn.items() if is_drawn}},
     }
 
 
@@ -202,6 +215,7 @@ def _arguments(
         report_to=["tensorboard"],
         disable_tqdm=not show_progress,
         dataloader_pin_memory=on_gpu,
+        dataloader_drop_last=True,  # says nothing of our own batches, whose shares are equal
     )
     if arguments.n_gpu > 1:  # several in one process would be replicas without what MAW's layers remember
         arguments._n_gpu = 1
@@ -215,20 +229,18 @@ def _schedule(arguments: SentenceTransformerTrainingArguments, settings: Trainin
     arguments.logging_steps = max(1, steps // 50)
 
 
-def _identity(
-    model: SentenceTransformer, texts: TrainingTexts, settings: TrainingSettings, processes: int
-) -> dict[str, Any]:
+def _identity(model: SentenceTransformer, batches: Batches, settings: TrainingSettings) -> dict[str, Any]:
     """What decides the weights that a training ends with."""
-    rows = hashlib.sha256()
-    for row in texts.rows:
-        rows.update("\0".join([*row, *texts.texts(row)]).encode())
+    data = hashlib.sha256(batches.hashes.tobytes())
+    for row in batches.texts.rows:
+        data.update("\0".join(row).encode())
     packages = ("torch", "transformers", "sentence-transformers", "maw-attention")
     return {
         "settings": {name: value for name, value in asdict(settings).items() if name != "save_steps"},
         "weights": fingerprint(model),
         "maw": [layer.config.to_dict() for layer in maw_layers(model)],
-        "data": rows.hexdigest(),
-        "processes": processes,
+        "data": data.hexdigest(),
+        "processes": batches.processes,
         "device": model.device.type,
         **{name: _version(name) for name in packages},
     }
