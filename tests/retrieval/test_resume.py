@@ -106,11 +106,13 @@ def work(folder: str, kind: str, death: tuple | None, place: dict[str, str] | No
     leave()
 
 
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["maw.retrieval.training", "peft", "torch.utils.tensorboard"])  # imported once for all
+
+
 def run(folder: Path, kind: str, death: tuple | None = None) -> int:
     """The exit code of a process that trains there."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["maw.retrieval.training"])  # imported once for all
-    process = context.Process(target=work, args=(str(folder), kind, death))
+    process = CONTEXT.Process(target=work, args=(str(folder), kind, death))
     process.start()
     process.join(120)
     return process.exitcode
@@ -118,7 +120,6 @@ def run(folder: Path, kind: str, death: tuple | None = None) -> int:
 
 def run_two(folder: Path, kind: str, deaths: dict[int, tuple]) -> list[int]:
     """The exit codes of two processes that train there together; where one is killed, so is the other."""
-    context = multiprocessing.get_context("forkserver")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -126,7 +127,7 @@ def run_two(folder: Path, kind: str, deaths: dict[int, tuple]) -> list[int]:
     both = []
     for rank in range(2):
         place = there | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        both.append(context.Process(target=work, args=(str(folder), kind, deaths.get(rank), place)))
+        both.append(CONTEXT.Process(target=work, args=(str(folder), kind, deaths.get(rank), place)))
         both[-1].start()
     multiprocessing.connection.wait([process.sentinel for process in both], 120)
     for rank, process in enumerate(both):
@@ -176,17 +177,26 @@ def test_steps_that_are_logged_and_saved(uninterrupted):
     assert step_of(last_checkpoint(folder / "training")) == STEPS
 
 
-def test_killed_at_random_steps_it_ends_with_the_same_bytes(uninterrupted, tmp_path):
+def test_killed_again_and_again_it_ends_with_the_same_bytes(uninterrupted, tmp_path):
+    """At steps, and while it writes."""
     kind, expected, _ = uninterrupted
-    steps = sorted(random.Random(kind).sample(range(2, STEPS + 1), 3))
-    for step in steps:
-        assert run(tmp_path, kind, ("step", step)) == -signal.SIGKILL
+    draw = random.Random(kind)
+    deaths = [("step", draw.randint(2, 4)), ("file", draw.randint(5, 25)), ("step", draw.randint(8, STEPS))]
+    for death in deaths:
+        assert run(tmp_path, kind, death) == -signal.SIGKILL
     assert run(tmp_path, kind) == 0
     assert (tmp_path / "started0").read_text() == "xxxx"
     assert_same(ended(tmp_path), expected)
 
 
-def test_two_processes_killed_and_started_again_end_with_the_same_bytes(tmp_path):
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        pytest.param([{1: ("step", 7)}], id="once"),
+        pytest.param([{1: ("step", 4)}, {0: ("file", 25)}, {0: ("step", 9)}], id="often", marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_killed_and_started_again_end_with_the_same_bytes(tmp_path, rounds):
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     assert run_two(tmp_path / "whole", "two", {}) == [0, 0]
@@ -196,7 +206,7 @@ def test_two_processes_killed_and_started_again_end_with_the_same_bytes(tmp_path
     for epoch in range(3):
         seen = [end["seen"][4 * epoch + step] for end in (expected, expected_too) for step in range(1, 5)]
         assert len({json.dumps(ids) for ids in seen}) == 8, "together they see every pair once an epoch"
-    for deaths in ({1: ("step", 4)}, {0: ("file", 25)}):
+    for deaths in rounds:
         assert run_two(tmp_path / "killed", "two", deaths) == [-signal.SIGKILL] * 2
     assert run_two(tmp_path / "killed", "two", {}) == [0, 0]
     for rank, end in enumerate((expected, expected_too)):
@@ -213,27 +223,6 @@ FILE_EVENTS = 150
 """More than one training makes."""
 
 
-def kill_at_file_events(folder: Path, kind: str, numbers: list[int]) -> int:
-    """How many of these kills happened before the training ended."""
-    kills = 0
-    for number in numbers:
-        code = run(folder, kind, ("file", number))
-        assert code in (0, -signal.SIGKILL)
-        if code == 0:
-            return kills
-        kills += 1
-    assert run(folder, kind) == 0
-    return kills
-
-
-@pytest.mark.parametrize("uninterrupted", ["full"], indirect=True)
-def test_killed_while_it_writes_it_ends_with_the_same_bytes(uninterrupted, tmp_path):
-    kind, expected, _ = uninterrupted
-    numbers = sorted(random.Random(1).sample(range(2, 40), 5))
-    assert kill_at_file_events(tmp_path, kind, numbers) == len(numbers)
-    assert_same(ended(tmp_path), expected)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("uninterrupted", ["full", "lora"], indirect=True)
 def test_killed_at_every_file_event_it_ends_with_the_same_bytes(uninterrupted, tmp_path):
@@ -242,11 +231,14 @@ def test_killed_at_every_file_event_it_ends_with_the_same_bytes(uninterrupted, t
     for number in range(1, FILE_EVENTS):
         folder = tmp_path / str(number)
         folder.mkdir()
-        happened = kill_at_file_events(folder, kind, [number])
+        code = run(folder, kind, ("file", number))
+        assert code in (0, -signal.SIGKILL)
+        if code != 0:
+            kills += 1
+            assert run(folder, kind) == 0
         assert_same(ended(folder), expected)
-        if not happened:
+        if code == 0:
             break
-        kills += 1
     assert 20 < kills < FILE_EVENTS - 1, "every event of a whole training was one at which it was killed"
 
 
@@ -256,8 +248,7 @@ def test_killed_from_outside_at_any_time_it_ends_with_the_same_bytes(uninterrupt
     kind, expected, _ = uninterrupted
     draw, kills = random.Random(7), 0
     while kills < 12:
-        context = multiprocessing.get_context("forkserver")
-        process = context.Process(target=work, args=(str(tmp_path), kind, None))
+        process = CONTEXT.Process(target=work, args=(str(tmp_path), kind, None))
         process.start()
         process.join(draw.uniform(0.3, 2.0))
         if process.exitcode is not None:

@@ -117,6 +117,11 @@ class Trainer(SentenceTransformerTrainer):
             best = None if state.best_global_step is None else checkpoint(folder, state.best_global_step)
             remove_checkpoints(folder, keep=(path, best))
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The model's folder, by the first process, without a model card: checkpoints are for going on."""
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir or self.args.output_dir, create_model_card=False)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As Transformers does, and the samples that MAW had kept."""
         super()._load_optimizer_and_scheduler(checkpoint)
