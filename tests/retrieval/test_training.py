@@ -247,6 +247,22 @@ def test_a_killed_training_goes_on_from_its_checkpoint(trained, tmp_path, monkey
     assert {1, 2, 3, 4} <= {line["step"] for line in log if "loss" in line}
 
 
+def test_evaluation_does_not_change_what_training_draws(tmp_path):
+    from dataclasses import replace
+
+    losses = []
+    for name in ("dev", "none"):
+        data = toy()
+        if name == "none":
+            data = replace(data, qrels={split: judged for split, judged in data.qrels.items() if split != "dev"})
+        outcome = train(encoder(maw.MAWConfig(depth=8)), data, tmp_path / name, SETTINGS)
+        assert ("dev_documents" in outcome["seeds"]) == (name == "dev")
+        log = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        losses.append([(entry["loss"], entry["reward"]) for entry in log if "loss" in entry])
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4
+
+
 def test_lora_trains_the_adapter_and_maw_only(tmp_path):
     model = encoder(maw.MAWConfig(depth=8))
     model.add_adapter(maw.lora_config(model))

@@ -1,4 +1,7 @@
-"""Which pairs are trained on together: batches in which no text comes twice, in an order that is known beforehand.
+"""Which pairs are trained on together: batches without false negatives that are known, in an order known beforehand.
+
+A pair's query and relevant document are no text of another pair of the batch: neither its query, nor its relevant
+document, nor one of its negatives. Two pairs may have a negative in common.
 
 A batch is made for all processes together and cut into equal shares, so that several processes see what one process
 with the whole batch would see. The order of an epoch depends on the seed, the epoch and the ids alone; a training that
@@ -51,10 +54,9 @@ class TrainingTexts(Dataset):
 class Batches(BatchSampler):
     """Rows of the training texts, batch by batch, for one of several processes.
 
-    Every epoch takes the rows in an order of its own and puts each into the first batch that has none of its texts yet.
-    Every batch is full but the last, which holds the rest. Where the rows left cannot fill a batch without repeating a
-    text in it, rows that were used before come again, and where these cannot either, the batch is short. A batch is
-    always cut to a multiple of the processes.
+    Every epoch takes the rows in an order of its own and puts each into the first batch it goes with. Every batch is
+    full but the last, which holds the rest. Where the rows left cannot fill a batch, rows that were used before come
+    again, and where these cannot either, the batch is short. A batch is always cut to a multiple of the processes.
 
     Args:
         texts: what is batched.
@@ -111,33 +113,19 @@ class Batches(BatchSampler):
         order = self._order()
         fresh, waiting = iter(order), []
         for size in self.sizes:
-            batch: list[int] = []
-            seen: set[int] = set()
-            waiting = self._fill(batch, size, waiting, seen)
-            while len(batch) < size and (row := next(fresh, None)) is not None:
-                waiting += self._fill(batch, size, [row], seen)
-            if len(batch) < size:
-                self._fill(batch, size, order, seen)
-            if len(batch) < self.processes:
+            batch = _Batch(size, self.hashes)
+            waiting = batch.fill(waiting)
+            while batch.wants and (row := next(fresh, None)) is not None:
+                waiting += batch.fill([row])
+            batch.fill(order)
+            found = len(batch.rows)
+            if found < self.processes:
                 raise MAWError(
-                    f"wanted a batch in which no text comes twice and each of {self.processes} processes has a pair, "
-                    f"but at most {len(batch)} of the {len(self.texts)} training pairs go together: use fewer processes"
+                    f"wanted a batch in which each of {self.processes} processes has a pair and no query or relevant "
+                    f"document is another pair's text, but at most {found} of the {len(self.texts)} training pairs go "
+                    "together: use fewer processes"
                 )
-            yield batch[: len(batch) - len(batch) % self.processes]
-
-    def _fill(self, batch: list[int], size: int, rows: Sequence[int], seen: set[int]) -> list[int]:
-        """Add rows until the batch is full, no text twice; returns the rows that were not added."""
-        left = []
-        for place, row in enumerate(rows):
-            if len(batch) == size:
-                return [*left, *rows[place:]]
-            contents = self.hashes[row].tolist()
-            if seen.isdisjoint(contents):
-                batch.append(row)
-                seen.update(contents)
-            else:
-                left.append(row)
-        return left
+            yield batch.rows[: found - found % self.processes]
 
     def _order(self) -> list[int]:
         def key(index: int) -> bytes:
@@ -145,6 +133,36 @@ class Batches(BatchSampler):
             return hashlib.sha256(f"{self.seed}\0epoch {self.epoch}\0{pair}".encode()).digest()
 
         return sorted(range(len(self.texts)), key=key)
+
+
+class _Batch:
+    """Rows that go together, up to a size."""
+
+    def __init__(self, size: int, hashes: np.ndarray) -> None:
+        self.size, self.hashes = size, hashes
+        self.rows: list[int] = []
+        self.pairs: set[int] = set()
+        self.texts: set[int] = set()
+
+    @property
+    def wants(self) -> bool:
+        """Whether there is room."""
+        return len(self.rows) < self.size
+
+    def fill(self, rows: Sequence[int]) -> list[int]:
+        """Add what goes with the rows that are in; returns the rows that were not added."""
+        left = []
+        for place, row in enumerate(rows):
+            if not self.wants:
+                return [*left, *rows[place:]]
+            texts = self.hashes[row].tolist()
+            if self.texts.isdisjoint(texts[:2]) and self.pairs.isdisjoint(texts):
+                self.rows.append(row)
+                self.pairs.update(texts[:2])
+                self.texts.update(texts)
+            else:
+                left.append(row)
+        return left
 
 
 class Collator:

@@ -87,6 +87,10 @@ class TrainingSettings:
         for name in ("epochs", "batch_size", "mini_batch_size", "max_length", "dev_documents", "save_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise MAWError(f"{name} must be at least 1, got {value}")
+        if self.mini_batch_size is not None and self.mini_batch_size > self.batch_size:
+            raise MAWError(
+                f"mini_batch_size must be at most the batch size {self.batch_size}, got {self.mini_batch_size}"
+            )
         if self.hard_negatives < 0:
             raise MAWError(f"hard_negatives must be 0 or more, got {self.hard_negatives}")
         if self.negatives not in ("bm25", "model", "given"):
