@@ -478,7 +478,8 @@ def test_logs_with_holes(tmp_path: Path) -> None:
 
 def test_a_step_that_was_repeated_after_a_stop_counts_once(tmp_path: Path) -> None:
     (tmp_path / "maw-full-seed12.jsonl").write_text(
-        '{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 2, "loss": 1, "depth_usage": [[1]]}\n', encoding="utf-8"
+        '{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 2, "loss": 1, "depth_usage": [[1]]}\n',
+        encoding="utf-8",
     )
     (log,), notes = report._read_logs(tmp_path)
     assert (log.variant, log.seed, log.curves["loss"], log.usage, notes) == ("maw-full", 12, {1: 3, 2: 1}, [[1]], [])

@@ -42,7 +42,12 @@ def test_the_output_folder_is_whole(finished):
         assert row["seconds"] > 0
         assert row["device"] == "cpu"
         assert results["environments"][row["environment"]]["torch"]
-        tuned = {"training": [row["seed"]], "order": row["seed"], "positives": row["seed"], "dev_documents": row["seed"]}
+        tuned = {
+            "training": [row["seed"]],
+            "order": row["seed"],
+            "positives": row["seed"],
+            "dev_documents": row["seed"],
+        }
         tuned |= {"lora": row["seed"]} if row["variant"].endswith("lora") else {}
         tuned |= {"maw": row["seed"]} if row["variant"].startswith(("maw", "literal")) else {}
         assert row["seeds"] == ({} if row["variant"] in ("bm25", "untuned") else tuned)

@@ -53,7 +53,9 @@ def test_what_is_wrong_is_said_once_by_two_processes(tiny_model, toy_data, tmp_p
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize("more", [["--gradient-checkpointing", *MORE], ["--negatives", "bm25", "--hard-negatives", "2"]])
+@pytest.mark.parametrize(
+    "more", [["--gradient-checkpointing", *MORE], ["--negatives", "bm25", "--hard-negatives", "2"]]
+)
 def test_large_batches_checkpointing_and_negatives_work_together(tiny_model, toy_data, tmp_path, capsys, more):
     assert main(arguments(tiny_model, toy_data, tmp_path / "model", *more)) == 0
     out = capsys.readouterr().out

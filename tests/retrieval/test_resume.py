@@ -143,7 +143,7 @@ def run_two(folder: Path, kind: str, deaths: dict[int, tuple]) -> list[int]:
         both.append(CONTEXT.Process(target=work, args=(str(folder), kind, deaths.get(rank), place)))
         both[-1].start()
     multiprocessing.connection.wait([process.sentinel for process in both], 120)
-    for rank, process in enumerate(both):
+    for process in both:
         process.join(0 if deaths else 120)
         if process.exitcode is None:
             process.kill()

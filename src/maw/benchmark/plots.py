@@ -183,7 +183,7 @@ def curves(
 
 
 def strips(name: str, title: str, usage: Mapping[str, Sequence[Sequence[float]]]) -> Plot:
-    """Depth usage against the uniform share 1 / D: a strip a variant, a row of cells a seed and layer, a cell a depth."""
+    """Depth usage against the uniform share 1 / D: a strip a variant, a row a seed and layer, a cell a depth."""
     from matplotlib.colors import LinearSegmentedColormap
 
     # No colour at all where a depth is used as often as the others, so that the page shows through.

@@ -78,9 +78,7 @@ def tune(
     if variant.tuning == "lora":
         model.add_adapter(lora_config(model))
     parameters = count_parameters(model)
-    outcome = train(
-        model, dataset, work, settings, negatives=hard, log_file=log_file, show_progress=show_progress
-    )
+    outcome = train(model, dataset, work, settings, negatives=hard, log_file=log_file, show_progress=show_progress)
     seeds = {"lora": settings.seed} if variant.tuning == "lora" else {}
     seeds |= {} if config is None else {"maw": config.seed}
     outcome["seeds"] |= seeds

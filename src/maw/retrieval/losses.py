@@ -8,7 +8,7 @@ next step, however many losses a step accumulates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +159,7 @@ def _samples_serve_again(layer: DepthAttention) -> bool:
 
 
 @contextmanager
-def _collecting(layers: Mapping[int, DepthAttention], kept: list[Kept]) -> Iterator[None]:
+def _collecting(layers: Mapping[int, DepthAttention], kept: list[Kept]) -> Generator[None]:
     """Add to `kept` what these layers sample meanwhile; they keep nothing before and after."""
     for layer in layers.values():
         layer.rollouts = []

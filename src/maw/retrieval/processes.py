@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ def processes() -> int:
 
 
 @contextmanager
-def first_process_first(device: torch.device) -> Iterator[None]:
+def first_process_first(device: torch.device) -> Generator[None]:
     """The first process does what is inside alone, the others afterwards, so that they find what it left on disk.
 
     Args:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from maw.retrieval.datasets import RetrievalDataset
-    from maw.retrieval.training import TrainingSettings
+    from maw.retrieval.settings import TrainingSettings
 
 __all__ = ["find_negatives", "with_negatives"]
 

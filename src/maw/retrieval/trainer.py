@@ -1,5 +1,5 @@
-"""Sentence Transformers' trainer, made to stop where it would go on silently, to go on exactly where it was stopped, and
-to log what MAW's selectors did.
+"""Sentence Transformers' trainer, made to stop where it would go on silently, to go on where it was stopped, and to log
+what MAW's selectors did.
 
 To go on exactly: every checkpoint is whole or does not count (`maw.retrieval.checkpoints`); with it a log entry is due,
 so that no mean over steps is half done; evaluation leaves the random state as it was; and the samples that MAW keeps
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class Trainer(SentenceTransformerTrainer):
         Of the checkpoints, the best and the latest stay.
         """
         self.check_loss()
-        folder, state = Path(self.args.output_dir), self.state
+        folder, state = Path(str(self.args.output_dir)), self.state
         path = checkpoint(folder, state.global_step)
         if self.is_world_process_zero():
             remove_checkpoint(path)
@@ -120,7 +120,7 @@ class Trainer(SentenceTransformerTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The model's folder, by the first process, without a model card: checkpoints are for going on."""
         if self.args.should_save:
-            self.model.save_pretrained(output_dir or self.args.output_dir, create_model_card=False)
+            self.model.save_pretrained(str(output_dir or self.args.output_dir), create_model_card=False)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As Transformers does, and the samples that MAW had kept."""
@@ -213,7 +213,7 @@ class Progress(ProgressCallback):
 
 
 @contextmanager
-def _random_states_kept() -> Iterator[None]:
+def _random_states_kept() -> Generator[None]:
     """Python's, NumPy's and PyTorch's generators end as they began."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
