@@ -16,7 +16,7 @@ import torch
 
 from maw.benchmark.resources import describe_environment
 
-__all__ = ["add_arguments", "extra_bytes", "finish", "median_ms", "print_extra_bytes", "ratio_table"]
+__all__ = ["add_arguments", "device_ms", "extra_bytes", "finish", "median_ms", "print_extra_bytes", "ratio_table"]
 
 
 def median_ms(function: Callable[[], Any], device: torch.device, runs: int = 20) -> float:
@@ -46,6 +46,19 @@ def graph_ms(function: Callable[[], Any]) -> float:
 
     with torch.cuda.stream(torch.cuda.Stream()):
         return do_bench_cudagraph(function, rep=50, return_mode="median")
+
+
+def device_ms(function: Callable[[], Any]) -> float:
+    """Milliseconds that the kernels of one call run on a CUDA device."""
+    from torch.profiler import ProfilerActivity, profile
+
+    function()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        function()
+        torch.cuda.synchronize()
+    kernels = [event for event in trace.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(kernel.device_time for kernel in kernels) / 1e3
 
 
 def extra_bytes(function: Callable[[], Any], device: torch.device) -> int:
@@ -107,6 +120,6 @@ def finish(results: dict[str, Any], device: torch.device, arguments: argparse.Na
     if arguments.output is not None:
         command = f"python benchmarks/{Path(sys.argv[0]).name} --device {device}"
         environment = describe_environment(device)
-        environment["commit"] = environment["commit"] or arguments.commit
+        environment["commit"] = arguments.commit or environment["commit"]
         document = {"command": command, "environment": environment, **results}
         arguments.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

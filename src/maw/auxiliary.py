@@ -35,7 +35,7 @@ class GradientScale:
     def factor(self, own_texts: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
         """What the sum over `own_texts` texts is multiplied with; without a root, their plain mean."""
         if self.per_text is None:  # written on the device: a copy from the host would wait for it
-            return torch.full((), 1.0 / own_texts, dtype=dtype, device=device)
+            return torch.full((), 1.0 / max(own_texts, 1), dtype=dtype, device=device)
         return self.per_text.to(device, dtype)
 
 
@@ -81,6 +81,7 @@ def add_gradient(x: Tensor, loss: Tensor, scale: GradientScale, own_texts: int) 
     return _AddGradient.apply(x, loss, scale, own_texts)
 
 
+@torch.compiler.disable(reason="it speaks to the layers while backward runs: compile the model, not the training loss")
 def scale_gradient(loss: Tensor, scales: Sequence[GradientScale]) -> Tensor:
     """The training loss unchanged; its backward tells `scales` the gradient that arrived here, before any layer's."""
     return _ScaleGradient.apply(loss, scales)

@@ -4,35 +4,29 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from maw import grpo
+from maw import compiled, grpo
 from maw.auxiliary import GradientScale, add_gradient, in_backward
 from maw.config import MAWConfig
 from maw.errors import MAWError
 from maw.kernels import use_triton
 from maw.operations import Operations, choose_operations
-from maw.records import KEPT, Record, statistics
+from maw.records import KEPT, Record, Rollout, statistics
 from maw.rewards import entropy_reward
 from maw.selector import Selector, depth_weights
-from maw.shapes import repeat_heads
+from maw.shapes import check_layer_arguments, repeat_heads
 from maw.views import Views
 
-__all__ = ["DepthAttention", "Rollout"]
+if TYPE_CHECKING:
+    from maw.kernels.ledger import Ledger
 
-
-class Rollout(NamedTuple):
-    """One group of sampled depths per text, as it was when sampled; all detached."""
-
-    state: Float[Tensor, "B S"]
-    depth_index: Int[Tensor, "B G"]
-    log_probability: Float[Tensor, "B G"]
-    reward: Float[Tensor, "B G"]
+__all__ = ["DepthAttention"]
 
 
 class _Choice(NamedTuple):
@@ -59,7 +53,7 @@ class DepthAttention(nn.Module):
         scaling: the host's factor on its logits; None is 1/sqrt(C).
 
     Raises:
-        MAWError: the views' depth disagrees with `config.depth`.
+        MAWError: the views' depth disagrees with `config.depth`, or they are not finite.
 
     Source: method.md sections 1 to 4.
 
@@ -89,15 +83,35 @@ class DepthAttention(nn.Module):
         if config.selection != "uniform":  # parameters without a use can be an error in distributed training
             self.selector = Selector(heads * channels, depth)
         self.gradient_scale = GradientScale()
-        self.records: deque[Record] = deque(maxlen=KEPT)
+        self.records: deque[Record | Ledger] = deque(maxlen=KEPT)
         # kept only where something replays them: None until `replay_loss` is first called
         self.rollouts: list[tuple[int, Rollout]] | None = None
+        self.handle = compiled.handle_of(self)
+        self.check_finite()
+        self.register_load_state_dict_post_hook(_check_loaded)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
+        super().__setstate__(state)
+        self.handle = compiled.handle_of(self)
 
     def extra_repr(self) -> str:
         """Heads, depths, channels and how weights are chosen."""
         heads, depth, channels = self.query_views.shape
         config = self.config
         return f"heads={heads}, depth={depth}, channels={channels}, selection={config.selection}, tau={config.tau}"
+
+    def check_finite(self) -> None:
+        """Raise if anything in this layer is NaN or infinite: asked where it is made and loaded, never in a forward.
+
+        Raises:
+            MAWError: names the first such tensor.
+        """
+        for name, tensor in self.state_dict().items():
+            if not (tensor.is_meta or bool(torch.isfinite(tensor).all())):
+                raise MAWError(
+                    f"{name} of a MAW layer holds NaN or infinity: the weights are damaged, or the training that made "
+                    "them diverged; use an earlier checkpoint"
+                )
 
     def forward(
         self,
@@ -120,7 +134,12 @@ class DepthAttention(nn.Module):
 
         Returns:
             whatever `attend` returns; (B, H, Q, C) without it.
+
+        Raises:
+            MAWError: shapes, types or devices that do not fit, or a text without a real key (on a CUDA device
+                `maw.hf.inputs` alone looks for that).
         """
+        check_layer_arguments(query, key, value, mask, self.query_views)
         with torch.autocast(query.device.type, enabled=False):
             if self._is_one_step(query):
                 query_transformed = self._one_step(query, key, mask)
@@ -164,6 +183,11 @@ class DepthAttention(nn.Module):
 
     def _choose(self, state: Tensor) -> _Choice:
         """Depth weights whose gradient reaches the encoder, and a group of depths whose loss must not."""
+        if torch.compiler._is_exporting_flag:  # PyTorch 2.11's is_exporting() holds under torch.compile, too
+            raise MAWError(
+                "export the model in evaluation mode, call model.eval() first: in training mode a MAW layer draws "
+                "depths and keeps records, which an exported program has no place for"
+            )
         config, detached = self.config, state.detach()
         logits, own_logits = self._logits(torch.cat([state, detached])).chunk(2)
         weight = depth_weights(logits, selection=config.selection, tau=config.tau, training=True)
@@ -187,19 +211,27 @@ class DepthAttention(nn.Module):
         A checkpointed layer runs twice, the second time inside backward: what happened is recorded the first time, and
         both times draw the same random numbers.
         """
+        texts = len(reward)
         rollout = Rollout(choice.state, choice.depth_index, choice.log_probability, reward)
         loss, record = self._rollout_loss(rollout, choice.logits)
-        self._remember(rollout, record)
+        compiling = torch.compiler.is_compiling()
+        if compiling:
+            compiled.remember(self.handle, record, rollout)
+        else:
+            self.remember(record, rollout, texts)
         if not torch.is_grad_enabled():
             return query_transformed
-        return add_gradient(query_transformed, loss.sum(), self.gradient_scale, len(reward))
+        if compiling:
+            return compiled.add_gradient(query_transformed, loss.sum(), self.handle, texts)
+        return add_gradient(query_transformed, loss.sum(), self.gradient_scale, texts)
 
-    def _remember(self, rollout: Rollout, record: Record) -> None:
-        if in_backward():
+    def remember(self, record: Record | Ledger, rollout: Rollout | None, texts: int) -> None:
+        """Count one forward's texts and keep what happened to them; nothing in a checkpointed layer's second run."""
+        if in_backward() or not texts:
             return
-        self.gradient_scale.texts += len(rollout.reward)
+        self.gradient_scale.texts += texts
         self.records.append(record)
-        if self.rollouts is not None and self.config.updates > 1:
+        if self.rollouts is not None and self.config.updates > 1 and rollout is not None:
             self.rollouts.append((self.config.updates - 1, rollout))
 
     def _rollout_loss(self, rollout: Rollout, logits: Tensor) -> tuple[Tensor, Record]:
@@ -240,14 +272,7 @@ class DepthAttention(nn.Module):
         if not self.training:
             return layer.encode(query, mask, given)
         trained = layer.train(query, key, mask, given)
-        self._remember(
-            Rollout(trained.state, trained.depth_index, trained.log_probability, trained.reward),
-            Record(
-                *(trained.logits, trained.depth_index, trained.reward, trained.value, trained.loss),
-                *(trained.policy_loss, trained.clip_share),
-                all_arms=False,
-            ),
-        )
+        self.remember(trained.ledger, trained.rollout() if self.config.updates > 1 else None, len(query))
         return trained.query
 
     def replay_loss(self) -> Tensor | None:
@@ -271,6 +296,10 @@ class DepthAttention(nn.Module):
 
     def collect(self) -> dict[str, Tensor]:
         """Means of what was recorded since the last call, which forgets it: see `maw.records.statistics`."""
-        collected = statistics(self.records)
+        collected = statistics([kept.record() for kept in self.records])
         self.records.clear()
         return collected
+
+
+def _check_loaded(layer: DepthAttention, incompatible_keys: object) -> None:
+    layer.check_finite()

@@ -19,7 +19,7 @@ from torch import Tensor
 from maw.config import Kernels
 from maw.entropy import normalised_slice_entropy
 from maw.functional import transform_query
-from maw.interpolation import NODES, mean_slice_entropy
+from maw.interpolation import NODES, interpolated_mean_entropy
 from maw.kernels import use_triton
 from maw.selector import token_mean
 from maw.shapes import repeat_heads
@@ -77,7 +77,7 @@ def slice_entropy(
         query_score = torch.einsum("hbgc,bhic->bhgi", chosen_query, query.to(dtype)) / channels
         key_score = torch.einsum("hbgc,bhjc->bhgj", chosen_key, key.to(dtype)) / channels
         if query.shape[2] > 2 * NODES:
-            return mean_slice_entropy(query_score, key_score, mask, scale=scale)
+            return interpolated_mean_entropy(query_score, key_score, mask, scale=scale)
         entropy = normalised_slice_entropy(query_score, key_score, mask, scale=scale)
         if mask is None:
             return entropy.mean(dim=-1)

@@ -7,6 +7,8 @@ and their mean. Exponentials: N K a slice, where streaming over all pairs takes 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
@@ -14,10 +16,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from maw.interpolation import NODES
-from maw.kernels.launching import Launch
-from maw.kernels.transform import rows_together
+from maw.kernels.launching import PLANS, Plan, rows_together
+from maw.kernels.mixture import precision
 
-__all__ = ["slice_entropy"]
+__all__ = ["slice_entropy", "write_entropy"]
 
 
 @triton.jit
@@ -34,6 +36,8 @@ def _project(
     key_b,
     key_h,
     key_s,
+    index_stride,
+    index_column,
     length,
     query_factor,
     key_factor,
@@ -60,7 +64,7 @@ def _project(
     factor = tl.where(of_query, query_factor, key_factor)
     channel = tl.arange(0, BLOCK_C)
     member = tl.program_id(2) % blocks * BLOCK_G + tl.arange(0, BLOCK_G)
-    depth = tl.load(index + text * GROUP + member, mask=member < GROUP, other=0).to(tl.int32)
+    depth = tl.load(index + text * index_stride + index_column + member, mask=member < GROUP, other=0).to(tl.int32)
     inside = (member[:, None] < GROUP) & (channel[None, :] < CHANNELS)
     view = tl.load(views + (head * DEPTH + depth[:, None]) * CHANNELS + channel[None, :], mask=inside, other=0.0)
     view = view.to(tl.float32)
@@ -144,10 +148,8 @@ def _on_nodes(
 
 @triton.jit
 def _mean_entropy(
-    slope,
-    key_scalar,
+    scalars,
     mask,
-    entropy,
     length,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
@@ -155,11 +157,12 @@ def _mean_entropy(
     BLOCK_K: tl.constexpr,
     BLOCK_Q: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    slope += program.to(tl.int64) * length
-    key_scalar += program.to(tl.int64) * length
+    program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    slope = scalars + program * length
+    key_scalar = slope + programs.to(tl.int64) * length
+    entropy = scalars + 2 * programs.to(tl.int64) * length
     if mask is not None:
-        mask += (program // (HEADS * GROUP)).to(tl.int64) * length
+        mask += program // (HEADS * GROUP) * length
     largest, smallest, highest, lowest, count = _ranges(slope, key_scalar, mask, length, BLOCK_Q)
     half = (largest - smallest) / 2
     half = tl.where(half > 0, half, 1.0)
@@ -188,7 +191,49 @@ def _mean_entropy(
     tl.store(entropy + program, tl.where(count > 1, tl.sum(found, axis=0) / (count * longest), 0.0))
 
 
-_project_launch, _mean_entropy_launch = Launch(_project), Launch(_mean_entropy)
+@lru_cache(PLANS)
+def _plans(
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    key_heads: int,
+    key_stride: tuple[int, ...],
+    depth: int,
+    group: int,
+    index_stride: int,
+    column: int,
+    scale: float,
+    precision: str,
+) -> tuple[Plan, Plan]:
+    batch, heads, length, channels = shape
+    block_g = max(16, min(64, triton.next_power_of_2(group)))
+    project = Plan(
+        _project,
+        (batch * heads, triton.cdiv(length, 64), 2 * triton.cdiv(group, block_g)),
+        (*stride[:3], *key_stride[:3], index_stride, column, length, scale / channels, 1 / channels),
+        HEADS=heads,
+        REPEAT=heads // key_heads,
+        DEPTH=depth,
+        GROUP=group,
+        CHANNELS=channels,
+        BLOCK_S=64,
+        BLOCK_G=block_g,
+        BLOCK_C=max(16, triton.next_power_of_2(channels)),
+        PRECISION=precision,
+    )
+    block = min(256, max(16, triton.next_power_of_2(length)))
+    warps = 1 if length <= 512 else 4  # one warp needs no barriers, and short texts give one no work to share
+    mean_entropy = Plan(
+        _mean_entropy,
+        (batch * heads * group, 1, 1),
+        (length,),
+        num_warps=warps,
+        HEADS=heads,
+        GROUP=group,
+        NODES=NODES,
+        BLOCK_K=min(32 * warps, block),
+        BLOCK_Q=block,
+    )
+    return project, mean_entropy
 
 
 def slice_entropy(
@@ -217,38 +262,37 @@ def slice_entropy(
 
     Source: method.md section 4; `maw.interpolation.mean_slice_entropy`.
     """
-    batch, heads, length, channels = query.shape
-    depth = query_views.shape[1]
+    batch, heads, length, _ = query.shape
     group = depth_index.shape[1]
-    query, key = rows_together(query), rows_together(key)
+    given = (rows_together(query), rows_together(key), query_views.contiguous(), key_views.contiguous())
     mask = None if mask is None else mask.contiguous()
-    scalars = query.new_empty(2, batch, heads, group, length, dtype=torch.float32)
-    block_g = max(16, min(64, triton.next_power_of_2(group)))
-    _project_launch(
-        (batch * heads, triton.cdiv(length, 64), 2 * triton.cdiv(group, block_g)),
-        *(query, key, query_views.contiguous(), key_views.contiguous(), depth_index.contiguous(), scalars),
-        *(*query.stride()[:3], *key.stride()[:3], length, scale / channels, 1 / channels),
-        HEADS=heads,
-        REPEAT=heads // key.shape[1],
-        DEPTH=depth,
-        GROUP=group,
-        CHANNELS=channels,
-        BLOCK_S=64,
-        BLOCK_G=block_g,
-        BLOCK_C=max(16, triton.next_power_of_2(channels)),
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32x3",
+    scalars = write_entropy(*given, depth_index.contiguous(), group, scale=scale, mask=mask)
+    return scalars[2 * batch * heads * group * length :].view(batch, heads, group)
+
+
+def write_entropy(
+    query: Float[Tensor, "B H S C"],
+    key: Float[Tensor, "B Hkv S C"],
+    query_views: Float[Tensor, "H D C"],
+    key_views: Float[Tensor, "H D C"],
+    index: Float[Tensor, "B W"] | Int[Tensor, "B W"],
+    group: int,
+    *,
+    column: int = 0,
+    scale: float,
+    mask: Bool[Tensor, "B S"] | None,
+) -> Float[Tensor, " N"]:
+    """As `slice_entropy`, of the G depths that stand in `index` from `column` on; all as the kernels read them.
+
+    Returns:
+        u and t of all tokens in all B * H * G slices, and behind these numbers the entropies of the slices.
+    """
+    batch, heads, length, _ = query.shape
+    scalars = query.new_empty(batch * heads * group * (2 * length + 1), dtype=torch.float32)
+    project, mean_entropy = _plans(
+        *(query.shape, query.stride(), key.shape[1], key.stride(), query_views.shape[1], group),
+        *(index.stride(0), column, scale, precision(query.dtype)),
     )
-    entropy = scalars.new_empty(batch, heads, group)
-    block = min(256, max(16, triton.next_power_of_2(length)))
-    warps = 1 if length <= 512 else 4  # one warp needs no barriers, and short texts give one no work to share
-    _mean_entropy_launch(
-        (batch * heads * group, 1, 1),
-        *(scalars[0], scalars[1], mask, entropy, length),
-        num_warps=warps,
-        HEADS=heads,
-        GROUP=group,
-        NODES=NODES,
-        BLOCK_K=min(32 * warps, block),
-        BLOCK_Q=block,
-    )
-    return entropy
+    project(query, key, query_views, key_views, index, scalars)
+    mean_entropy(scalars, mask)
+    return scalars

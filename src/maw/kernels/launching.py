@@ -1,8 +1,9 @@
-"""Launching a compiled Triton kernel without binding its arguments anew each time.
+"""Launching a Triton kernel without looking at its arguments anew each time.
 
-`function[grid](...)` of Triton looks at every argument in Python to find the compiled form that fits, which takes
-longer than most of our kernels run. What it looks at is little: `_kind` below. `Launch` keeps the compiled form of each
-combination of kinds and hands the arguments straight to it.
+`kernel[grid](...)` inspects every argument in Python to find the compiled form that fits, which takes longer than most
+of our kernels run. A `Plan` is a kernel with everything but its tensors; it is made once for each shape (`lru_cache`
+in the files that own the kernels), keeps the compiled form of each combination of types, and hands the tensors straight
+to it. Pointers are compiled for as multiples of 16 bytes; where one is not, Triton finds the form itself.
 """
 
 from __future__ import annotations
@@ -11,45 +12,83 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton import knobs
 from triton.runtime.jit import JITFunction
 
-__all__ = ["Launch"]
+__all__ = ["PLANS", "Plan", "rows_together"]
+
+PLANS = 4096
+"""How many plans of one kernel are kept."""
 
 
-class Launch:
-    """A Triton kernel, launched as `launch(grid, *arguments, num_warps=4, **constants)`.
+class Plan:
+    """A Triton kernel with grid, numbers and compile-time constants: `plan(*tensors)` launches it on their device.
 
     Args:
-        kernel: a function under `triton.jit` whose compile-time constants come last, in the order of its signature.
+        kernel: a function under `triton.jit` that takes tensors, then `numbers`, then `constants`, in this order.
+        grid: three numbers.
+        numbers: what may differ from shape to shape without another compiled form.
+        num_warps: warps a program.
+        constants: the rest of the signature.
 
-    `grid` has three entries. Under Triton's interpreter the kernel is called as it is.
+    Raises:
+        TypeError: the constants are not those of the signature, in its order.
+
+    Under Triton's interpreter the kernel is called as it is.
     """
 
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        numbers: tuple[float, ...],
+        *,
+        num_warps: int = 4,
+        **constants: Any,
+    ) -> None:
+        self.kernel, self.grid, self.numbers = kernel, grid, numbers
+        self.num_warps, self.constants = num_warps, constants
+        expected = tuple(kernel.arg_names[-len(constants) :])
+        if expected != tuple(constants):
+            raise TypeError(f"{kernel.__name__}: constants must be {expected} in this order, got {(*constants,)}")
+        self.rest = (*numbers, *constants.values())
         self.compiled: dict[Any, Any] = {}
-        self.names = tuple(kernel.arg_names)
 
-    def __call__(self, grid: tuple[int, int, int], *arguments: Any, num_warps: int = 4, **constants: Any) -> None:
-        """Launch on the current stream of the first argument's device, which must be the current one."""
+    def __call__(self, first: Tensor, *others: Tensor | None) -> None:
+        """Launch on the current stream of the first tensor's device; a tensor may be None."""
         if not isinstance(self.kernel, JITFunction):
-            self.kernel[grid](*arguments, **constants)
+            self.kernel[self.grid](first, *others, *self.numbers, **self.constants)
             return
-        values = tuple(constants.values())
-        key = (torch.cuda.current_device(), num_warps, values, *[_kind(argument) for argument in arguments])
-        compiled = self.compiled.get(key)
-        if compiled is None:
-            if self.names[len(arguments) :] != tuple(constants):
-                raise TypeError(f"{self.names[len(arguments) :]} must be given in this order, got {tuple(constants)}")
-            self.compiled[key] = self.kernel[grid](*arguments, num_warps=num_warps, **constants)
-        else:
-            compiled[grid](*arguments, *values)
+        device = first.get_device()
+        if device != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                self(first, *others)
+            return
+        pointers, types = first.data_ptr(), [device, first.dtype]
+        for tensor in others:
+            if tensor is None:
+                types.append(None)
+            else:
+                pointers |= tensor.data_ptr()
+                types.append(tensor.dtype)
+        types = tuple(types)
+        compiled = self.compiled.get(types)
+        if compiled is None or pointers & 15 or _has_hooks():
+            compiled = self.kernel[self.grid](first, *others, *self.numbers, num_warps=self.num_warps, **self.constants)
+            if not pointers & 15:
+                self.compiled[types] = compiled
+            return
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        function, metadata = compiled.function, compiled.packed_metadata
+        compiled.run(*self.grid, stream, function, metadata, None, None, None, first, *others, *self.rest)
 
 
-def _kind(argument: Any) -> Any:
-    """What Triton compiles an argument for: type and, of pointers and whole numbers, divisibility by 16."""
-    if isinstance(argument, Tensor):
-        return argument.dtype, argument.data_ptr() % 16 == 0
-    if type(argument) is int:
-        return argument == 1, argument % 16 == 0, -(2**31) <= argument < 2**31
-    return None if argument is None else type(argument)
+def rows_together(tensor: Tensor) -> Tensor:
+    """The tensor with the channels of a row side by side, as the kernels read them."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _has_hooks() -> bool:
+    """Whether a profiler wants to hear of launches; Triton sees to that itself."""
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))

@@ -1,4 +1,4 @@
-"""What a MAW layer does to its query, as one node of the autograd graph: some eight launches forward, seven backward.
+"""What a MAW layer does to its query, as one node of the autograd graph: eight launches forward, four backward.
 
     q -> state -> selector -> w -> q' = q W(w)                  the transformed query
                   selector -> sampled depths -> entropy -> loss  the auxiliary loss and, in closed form, its gradient
@@ -12,21 +12,29 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from maw.auxiliary import GradientScale
 from maw.config import MAWConfig
-from maw.kernels import selector, transform
-from maw.kernels.entropy import slice_entropy
-from maw.kernels.group_loss import group_loss
-from maw.kernels.selector import Weights
-from maw.kernels.selector_backward import selector_gradients
-from maw.kernels.token_mean import mean_and_share
-from maw.kernels.transform import Mixture, rows_together
+from maw.kernels.entropy import write_entropy
+from maw.kernels.group_loss import write_group_loss
+from maw.kernels.launching import rows_together
+from maw.kernels.ledger import Ledger
+from maw.kernels.mixture import Mixture
+from maw.kernels.parameter_gradients import parameter_gradients
+from maw.kernels.selector import Weights, write_choice, write_hidden
+from maw.kernels.selector_backward import write_gradients
+from maw.kernels.token_mean import write_mean_and_share
+from maw.kernels.transform import apply
+from maw.kernels.transform_backward import transform_gradients
+from maw.records import Rollout
 
 __all__ = ["Given", "Trained", "Weights", "encode", "train"]
+
+PADDED = 16
+"""Columns between state and hidden units, so that both begin at a multiple of 16 bytes; the first holds the share."""
 
 
 class Given(NamedTuple):
@@ -51,24 +59,25 @@ class Trained(NamedTuple):
 
     query: Float[Tensor, "B H Q C"]
     state: Float[Tensor, "B S"]
-    logits: Float[Tensor, "B D"]
-    value: Float[Tensor, " B"]
-    depth_index: Int[Tensor, "B G"]
-    log_probability: Float[Tensor, "B G"]
-    reward: Float[Tensor, "B G"]
-    loss: Float[Tensor, " B"]
-    policy_loss: Float[Tensor, " B"]
-    clip_share: Float[Tensor, " B"]
+    ledger: Ledger
+
+    def rollout(self) -> Rollout:
+        """The sampled depths and what they were worth."""
+        return Rollout(self.state, self.ledger.depth_index, self.ledger.log_probability, self.ledger.reward)
 
 
 @torch.no_grad()
 def encode(query: Float[Tensor, "B H Q C"], mask: Bool[Tensor, "B Q"] | None, given: Given) -> Float[Tensor, "B H Q C"]:
     """The query transformed by noise-free depth weights; no gradient."""
     query, mask = rows_together(query), None if mask is None else mask.contiguous()
-    state, _ = mean_and_share(query, mask)
-    hidden = selector.hidden_units(state, given.weights, with_value=False)
-    choice = selector.choose(hidden, given.weights, None, tau=given.config.tau, noisy=False)
-    return transform.apply(query, given.mixture(choice.depth_weight, *given[:3]))
+    batch, heads, _, channels = query.shape
+    size, depth = heads * channels, given.config.depth
+    worked = query.new_empty(batch, 3 * size + PADDED + depth, dtype=torch.float32)
+    state, hidden, chosen = worked, worked[:, size + PADDED :], worked[:, 3 * size + PADDED :]
+    write_mean_and_share(query, mask, state)
+    write_hidden(state, hidden, given.weights, with_value=False)
+    write_choice(hidden, given.weights, None, Ledger(chosen, depth, 0), tau=given.config.tau, noisy=False)
+    return apply(query, given.mixture(chosen, *given[:3]))
 
 
 def train(
@@ -83,49 +92,56 @@ def train(
     """
     mask = None if mask is None else mask.contiguous()
     query, key = rows_together(query), rows_together(key.detach())
-    return Trained(*_Layer.apply(query, given.query_views, given.key_views, *given.weights, key, mask, given))
+    views = given.query_views, given.key_views
+    transformed, worked, rows = _Layer.apply(query, *views, *given.weights, key, mask, given)
+    state = worked[:, : query.shape[1] * query.shape[3]]
+    return Trained(transformed, state, Ledger(rows, given.config.depth, given.config.group_size))
 
 
 class _Layer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, f: Tensor, g: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, query: Tensor, f: Tensor, g: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         *parameters, key, mask, given = rest
         weights, config = Weights(*parameters), given.config
-        state, per_token = mean_and_share(query, mask)
-        hidden = selector.hidden_units(state, weights, with_value=True)
-        noise = state.new_empty(len(state), config.group_size + 1, config.depth).exponential_()
-        choice = selector.choose(hidden, weights, noise, tau=config.tau, noisy=config.selection == "gumbel")
-        transformed = transform.apply(query, given.mixture(choice.depth_weight, f, g, given.constant))
-        entropy = slice_entropy(query, key, f, g, choice.depth_index, scale=given.scale, mask=mask)
-        outcome = group_loss(choice, entropy, config)
-        ctx.given = given
-        ctx.save_for_backward(
-            *(query, mask, f, g, given.constant, state, per_token, hidden, choice.depth_weight),
-            *(outcome.logits_gradient, outcome.value_gradient, *weights),
+        batch, heads, _, channels = query.shape
+        size = heads * channels
+        worked = query.new_empty(batch, 4 * size + PADDED, dtype=torch.float32)
+        state, hidden = worked, worked[:, size + PADDED :]
+        ledger = Ledger.empty(worked, batch, config.depth, config.group_size)
+        noise = worked.new_empty(batch, config.group_size + 1, config.depth).exponential_()
+        write_mean_and_share(query, mask, state)
+        write_hidden(state, hidden, weights, with_value=True)
+        write_choice(hidden, weights, noise, ledger, tau=config.tau, noisy=config.selection == "gumbel")
+        transformed = apply(query, given.mixture(ledger.rows, f, g, given.constant))
+        entropy = write_entropy(
+            query, key, f, g, ledger.rows, ledger.group, column=ledger.index_column, scale=given.scale, mask=mask
         )
-        aside = (state, choice.logits, choice.value, choice.depth_index, choice.log_probability, *outcome[:4])
-        ctx.mark_non_differentiable(*aside)
+        write_group_loss(ledger, entropy[-batch * heads * ledger.group :], heads, config)
+        ctx.given = given
+        ctx.save_for_backward(query, mask, f, g, given.constant, worked, ledger.rows, *weights)
+        ctx.mark_non_differentiable(worked, ledger.rows)
         ctx.set_materialize_grads(False)
-        return transformed, *aside
+        return transformed, worked, ledger.rows
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, *others: None) -> tuple[Tensor | None, ...]:
         if gradient is None:
             return (None,) * len(ctx.needs_input_grad)
-        query, mask, f, g, constant, state, per_token, hidden, depth_weight, *rest = ctx.saved_tensors
-        logits_gradient, value_gradient, *parameters = rest
+        query, mask, f, g, constant, worked, rows, *parameters = ctx.saved_tensors
         given: Given = ctx.given
+        config = given.config
         needs_query, needs_f, needs_g, *_ = ctx.needs_input_grad
-        mixture = given.mixture(depth_weight, f, g, constant)
+        mixture = given.mixture(rows, f, g, constant)
         gradient = rows_together(gradient)
-        _, shares = transform.backward(query, gradient, mixture, with_query=False, with_views=needs_f or needs_g)
-        token_gradient, gradients = selector_gradients(
-            *(state, hidden, Weights(*parameters), depth_weight, shares.depth_weight),
-            *(logits_gradient, value_gradient, given.gradient_scale.factor(len(state), state.device), per_token),
-            tau=given.config.tau,
-        )
+        _, shares = transform_gradients(query, gradient, mixture, with_query=False, with_views=needs_f or needs_g)
+        size, weights = query.shape[1] * query.shape[3], Weights(*parameters)
+        ledger = Ledger(rows, config.depth, config.group_size)
+        hidden, per_token = worked[:, size + PADDED :], worked[:, size:]
+        factor = given.gradient_scale.factor(len(rows), rows.device)
+        written = write_gradients(hidden, per_token, weights, ledger, shares.depth_weight, factor, tau=config.tau)
+        token_gradient, of_views, of_weights = parameter_gradients(worked, written, weights, f, shares.views)
         query_gradient = None
         if needs_query:
-            query_gradient = transform.apply(gradient, mixture, transposed=True, shift=token_gradient, mask=mask)
-        return query_gradient, *shares.views_gradient(f.dtype), *gradients, None, None, None
+            query_gradient = apply(gradient, mixture, transposed=True, shift=token_gradient, mask=mask)
+        return query_gradient, *of_views, *of_weights, None, None, None

@@ -9,18 +9,19 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from maw.kernels.launching import Launch
+from maw.kernels.launching import PLANS, Plan
+from maw.kernels.ledger import Ledger
 from maw.selector import Selector
 
-__all__ = ["PRECISION", "TILE", "Choice", "Weights", "choose", "gelu", "hidden_units", "units_at_a_time"]
+__all__ = ["PRECISION", "TILE", "Weights", "gelu", "units_at_a_time", "write_choice", "write_hidden"]
 
 
 class Weights(NamedTuple):
@@ -44,16 +45,6 @@ class Weights(NamedTuple):
         return cls(*(tensor.contiguous() for layer in layers for tensor in (layer.weight, layer.bias)))
 
 
-class Choice(NamedTuple):
-    """What the selector did in one forward; everything in float32 but the indices."""
-
-    logits: Float[Tensor, "B D"]
-    value: Float[Tensor, " B"]
-    depth_weight: Float[Tensor, "B D"]
-    depth_index: Int[Tensor, "B G"]
-    log_probability: Float[Tensor, "B G"]
-
-
 @triton.jit
 def _hidden(
     state,
@@ -63,8 +54,8 @@ def _hidden(
     value_bias,
     hidden,
     texts,
+    stride,
     STATE: tl.constexpr,
-    WIDTH: tl.constexpr,
     POLICY_TILES: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_U: tl.constexpr,
@@ -85,7 +76,7 @@ def _hidden(
     for start in range(0, STATE, BLOCK_S):
         s = start + tl.arange(0, BLOCK_S)
         x = tl.load(
-            state + text[:, None] * STATE + s[None, :], mask=(text[:, None] < texts) & (s[None, :] < STATE), other=0.0
+            state + text[:, None] * stride + s[None, :], mask=(text[:, None] < texts) & (s[None, :] < STATE), other=0.0
         )
         w = tl.load(
             weight + unit[:, None] * STATE + s[None, :], mask=(unit[:, None] < units) & (s[None, :] < STATE), other=0.0
@@ -93,7 +84,7 @@ def _hidden(
         total += tl.dot(x, tl.trans(w.to(tl.float32)), input_precision=PRECISION)
     total += tl.load(bias + unit, mask=unit < units, other=0.0).to(tl.float32)[None, :]
     inside = (text[:, None] < texts) & (unit[None, :] < units)
-    tl.store(hidden + text[:, None] * WIDTH + offset + unit[None, :], total, mask=inside)
+    tl.store(hidden + text[:, None] * stride + offset + unit[None, :], total, mask=inside)
 
 
 @triton.jit
@@ -110,22 +101,20 @@ def _choose(
     value_weight,
     value_bias,
     noise,
-    logits,
-    value,
-    depth_weight,
-    depth_index,
-    log_probability,
+    ledger,
+    stride,
+    ledger_stride,
     tau,
     STATE: tl.constexpr,
-    WIDTH: tl.constexpr,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     NOISY: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_U: tl.constexpr,
-):  # one text; without noise there is no value and no group
+):  # one text; without noise there are only depth weights
     text = tl.program_id(0)
-    hidden += text * WIDTH
+    hidden += text.to(tl.int64) * stride
+    ledger += text.to(tl.int64) * ledger_stride
     depth = tl.arange(0, BLOCK_D)
     inside = depth < DEPTH
     logit = tl.load(policy_bias + depth, mask=inside, other=0.0).to(tl.float32)
@@ -143,27 +132,26 @@ def _choose(
         noisy -= tl.log(tl.load(noise + depth, mask=inside, other=1.0))
     noisy = noisy / tau
     noisy = tl.exp(noisy - tl.max(noisy, axis=0))
-    tl.store(depth_weight + text * DEPTH + depth, noisy / tl.sum(noisy, axis=0), mask=inside)
+    tl.store(ledger + depth, noisy / tl.sum(noisy, axis=0), mask=inside)
     if noise is not None:
-        tl.store(logits + text * DEPTH + depth, logit, mask=inside)
+        tl.store(ledger + DEPTH + depth, logit, mask=inside)
         largest = tl.max(logit, axis=0)
         policy = tl.exp(logit - largest)
         log_policy = logit - largest - tl.log(tl.sum(policy, axis=0))
         for member in range(GROUP):
             clock = tl.load(noise + (member + 1) * DEPTH + depth, mask=inside, other=1.0)
-            chosen = tl.argmax(policy / clock, axis=0)
-            tl.store(depth_index + text * GROUP + member, chosen.to(tl.int64))
+            chosen = tl.minimum(tl.argmax(policy / clock, axis=0), DEPTH - 1)  # whatever it is among NaN
             own = tl.sum(tl.where(depth == chosen, log_policy, 0.0), axis=0)
-            tl.store(log_probability + text * GROUP + member, own)
+            tl.store(ledger + 3 * DEPTH + member, own)
+            tl.store(ledger + 3 * DEPTH + GROUP + member, chosen.to(tl.float32))
         predicted = tl.zeros((BLOCK_U,), dtype=tl.float32)
         for start in range(0, STATE, BLOCK_U):
             unit = start + tl.arange(0, BLOCK_U)
             active = gelu(tl.load(hidden + 2 * STATE + unit, mask=unit < STATE, other=0.0))
             predicted += active * tl.load(value_weight + unit, mask=unit < STATE, other=0.0).to(tl.float32)
-        tl.store(value + text, tl.sum(predicted, axis=0) + tl.load(value_bias).to(tl.float32))
+        value = tl.sum(predicted, axis=0) + tl.load(value_bias).to(tl.float32)
+        tl.store(ledger + 3 * DEPTH + 3 * GROUP, value)
 
-
-_hidden_launch, _choose_launch = Launch(_hidden), Launch(_choose)
 
 PRECISION = "tf32x3"
 """Of products of float32 numbers: as good as float32, on the matrix units."""
@@ -172,63 +160,74 @@ TILE = 32
 """Rows and columns of a product that one program computes."""
 
 
-def hidden_units(state: Float[Tensor, "B S"], weights: Weights, *, with_value: bool) -> Float[Tensor, "B U"]:
-    """h, before its activation: U = 3 S, or 2 S without the value network."""
-    texts, size = state.shape
-    width = 3 * size if with_value else 2 * size
-    hidden = state.new_empty(texts, width)
+@lru_cache(PLANS)
+def _hidden_plan(texts: int, stride: int, size: int, with_value: bool) -> Plan:
     policy_tiles = triton.cdiv(2 * size, TILE)
     tiles = policy_tiles + (triton.cdiv(size, TILE) if with_value else 0)
-    _hidden_launch(
+    return Plan(
+        _hidden,
         (tiles, triton.cdiv(texts, TILE), 1),
-        *(state, *weights[:2], *weights[4:6], hidden, texts),
+        (texts, stride),
         STATE=size,
-        WIDTH=width,
         POLICY_TILES=policy_tiles,
         BLOCK_B=TILE,
         BLOCK_U=TILE,
         BLOCK_S=64,
         PRECISION=PRECISION,
     )
-    return hidden
 
 
-def choose(
-    hidden: Float[Tensor, "B U"],
-    weights: Weights,
-    noise: Float[Tensor, "B G+1 D"] | None,
-    *,
-    tau: float,
-    noisy: bool,
-) -> Choice:
-    """Depth weights; with `noise` also logits, value and G sampled depths (else these are empty).
-
-    Args:
-        hidden: from `hidden_units`.
-        weights: the selector's parameters.
-        noise: standard exponential numbers; the first row of a text is for its depth weights, if they are `noisy`.
-        tau: temperature of the weights.
-        noisy: whether the weights are Gumbel-Softmax.
-    """
-    texts, width = hidden.shape
-    depth, units = weights.policy.shape
-    group = 0 if noise is None else noise.shape[1] - 1
-    some = texts if noise is not None else 0
-    logits, depth_weight = hidden.new_empty(some, depth), hidden.new_empty(texts, depth)
-    value, log_probability = hidden.new_empty(some), hidden.new_empty(some, group)
-    depth_index = hidden.new_empty(some, group, dtype=torch.int64)
-    _choose_launch(
+@lru_cache(PLANS)
+def _choose_plan(
+    texts: int, strides: tuple[int, int], tau: float, size: int, depth: int, group: int, noisy: bool
+) -> Plan:
+    return Plan(
+        _choose,
         (texts, 1, 1),
-        *(hidden, *weights[2:4], *weights[6:8], noise, logits, value, depth_weight, depth_index, log_probability, tau),
-        STATE=units // 2,
-        WIDTH=width,
+        (*strides, tau),
+        STATE=size,
         DEPTH=depth,
         GROUP=group,
         NOISY=noisy,
         BLOCK_D=triton.next_power_of_2(depth),
         BLOCK_U=units_at_a_time(depth),
     )
-    return Choice(logits, value, depth_weight, depth_index, log_probability)
+
+
+def write_hidden(
+    state: Float[Tensor, "B W"], hidden: Float[Tensor, "B W"], weights: Weights, *, with_value: bool
+) -> None:
+    """Write h, 3 S numbers a text, or 2 S without the value network; state and h are columns of one tensor."""
+    size = weights.value_hidden.shape[1]
+    _hidden_plan(len(state), state.stride(0), size, with_value)(
+        state, weights[0], weights[1], weights[4], weights[5], hidden
+    )
+
+
+def write_choice(
+    hidden: Float[Tensor, "B W"],
+    weights: Weights,
+    noise: Float[Tensor, "B G+1 D"] | None,
+    ledger: Ledger,
+    *,
+    tau: float,
+    noisy: bool,
+) -> None:
+    """Write the depth weights; with `noise` also logits, value and G sampled depths.
+
+    Args:
+        hidden: h.
+        weights: the selector's parameters.
+        noise: standard exponential numbers; the first row of a text is for its depth weights, if they are `noisy`.
+        ledger: where to.
+        tau: temperature of the weights.
+        noisy: whether the weights are Gumbel-Softmax.
+    """
+    rows, depth, group = ledger
+    strides, size = (hidden.stride(0), rows.stride(0)), weights.value_hidden.shape[1]
+    _choose_plan(len(hidden), strides, tau, size, depth, group, noisy)(
+        hidden, weights[2], weights[3], weights[6], weights[7], noise, rows
+    )
 
 
 def units_at_a_time(depth: int) -> int:

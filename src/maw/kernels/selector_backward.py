@@ -1,22 +1,29 @@
-"""The gradients of `maw.kernels.selector`, in two launches and one matrix product.
+"""The gradients of hidden units and logits of `maw.kernels.selector`, one program a text.
 
 Two gradients meet in the policy's weights: that of the training loss, through w, which goes on into the state, and that
-of the auxiliary loss, which must not. So `through` (the first) and `total` (both) are carried side by side. The sums
-over texts that the parameters' gradients are, run in a fixed order: the result is the same every time.
+of the auxiliary loss, which must not. So `through` (the first) and `total` (both) are carried side by side.
+
+    columns written   0                gelu(h)                            3 S
+                      3 S              total gradient of h                3 S
+                      6 S              through gradient of the policy's   2 S    times a token's share in the state
+                      8 S              total gradient of the logits       D
+                      8 S + D          gradient of the value              1
 """
 
 from __future__ import annotations
 
-import torch
+from functools import lru_cache
+
 import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from maw.kernels.launching import Launch
-from maw.kernels.selector import PRECISION, TILE, Weights, gelu, units_at_a_time
+from maw.kernels.launching import PLANS, Plan
+from maw.kernels.ledger import Ledger
+from maw.kernels.selector import Weights, gelu, units_at_a_time
 
-__all__ = ["selector_gradients"]
+__all__ = ["gradient_columns", "write_gradients"]
 
 
 @triton.jit
@@ -29,42 +36,41 @@ def _choose_backward(
     hidden,
     policy_weight,
     value_weight,
-    depth_weight,
+    ledger,
     weight_share,
-    logits_gradient,
-    value_gradient,
     factor,
     per_token,
-    active,
-    total_logits,
-    total_value,
-    total_hidden,
-    through_hidden,
+    written,
+    stride,
+    ledger_stride,
     shares,
     tau,
     STATE: tl.constexpr,
-    WIDTH: tl.constexpr,
+    WRITTEN: tl.constexpr,
     DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_U: tl.constexpr,
 ):  # one text
     text = tl.program_id(0)
-    hidden += text * WIDTH
-    active += text * WIDTH
-    total_hidden += text * WIDTH
-    through_hidden += text * 2 * STATE
+    hidden += text.to(tl.int64) * stride
+    ledger += text.to(tl.int64) * ledger_stride
+    active = written + text.to(tl.int64) * WRITTEN
+    total_hidden = active + 3 * STATE
+    through_hidden = total_hidden + 3 * STATE
+    total_logits = through_hidden + 2 * STATE
     depth = tl.arange(0, BLOCK_D)
     inside = depth < DEPTH
     upstream = tl.zeros((BLOCK_D,), dtype=tl.float32)
     for share in range(shares):
         upstream += tl.load(weight_share + (text * shares + share) * DEPTH + depth, mask=inside, other=0.0)
-    w = tl.load(depth_weight + text * DEPTH + depth, mask=inside, other=0.0)
+    w = tl.load(ledger + depth, mask=inside, other=0.0)
     through = w * (upstream - tl.sum(w * upstream, axis=0)) / tau
-    auxiliary, of_one_token = tl.load(factor), tl.load(per_token + text)
-    total = through + auxiliary * tl.load(logits_gradient + text * DEPTH + depth, mask=inside, other=0.0)
-    tl.store(total_logits + text * DEPTH + depth, total, mask=inside)
-    of_value = auxiliary * tl.load(value_gradient + text)
-    tl.store(total_value + text, of_value)
+    auxiliary, of_one_token = tl.load(factor), tl.load(per_token + text * stride)
+    total = through + auxiliary * tl.load(ledger + 2 * DEPTH + depth, mask=inside, other=0.0)
+    tl.store(total_logits + depth, total, mask=inside)
+    of_value = auxiliary * tl.load(ledger + 3 * DEPTH + 3 * GROUP + 1)
+    tl.store(total_logits + DEPTH, of_value)
     for start in range(0, 2 * STATE, BLOCK_U):
         unit = start + tl.arange(0, BLOCK_U)
         there = unit < 2 * STATE
@@ -85,167 +91,53 @@ def _choose_backward(
         tl.store(total_hidden + 2 * STATE + unit, _gelu_slope(h) * w2 * of_value, mask=there)
 
 
-@triton.jit
-def _sum_of_products(
-    left,
-    right,
-    product,
-    row_sum,
-    first_row,
-    first_column,
-    rows,
-    columns,
-    texts,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # product[r, c] = sum_b left[b, r] right[b, c] of one tile; where it is the first of its rows, sum_b left[b, r] too
-    row, column = first_row + tl.arange(0, BLOCK_R), first_column + tl.arange(0, BLOCK_S)
-    total = tl.zeros((BLOCK_R, BLOCK_S), dtype=tl.float32)
-    summed = tl.zeros((BLOCK_R,), dtype=tl.float32)
-    for start in range(0, texts, BLOCK_B):
-        text = start + tl.arange(0, BLOCK_B)
-        x = tl.load(
-            left + text[None, :] * LEFT + row[:, None], mask=(text[None, :] < texts) & (row[:, None] < rows), other=0.0
-        )
-        y = tl.load(
-            right + text[:, None] * RIGHT + column[None, :],
-            mask=(text[:, None] < texts) & (column[None, :] < columns),
-            other=0.0,
-        )
-        total += tl.dot(x, y, input_precision=PRECISION)
-        summed += tl.sum(x, axis=1)
-    inside = (row[:, None] < rows) & (column[None, :] < columns)
-    tl.store(product + row[:, None] * columns + column[None, :], total.to(product.dtype.element_ty), mask=inside)
-    if first_column == 0:
-        tl.store(row_sum + row, summed.to(row_sum.dtype.element_ty), mask=row < rows)
-
-
-@triton.jit
-def _weight_gradients(
-    state,
-    active,
-    total_logits,
-    total_value,
-    total_hidden,
-    hidden_weight,
-    hidden_bias,
-    policy_weight,
-    policy_bias,
-    value_weight,
-    value_bias,
-    texts,
-    STATE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    DEPTH: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # three products of the same form, tile after tile
-    tile = tl.program_id(0)
-    across = (STATE + BLOCK_S - 1) // BLOCK_S
-    tiles = (WIDTH + BLOCK_R - 1) // BLOCK_R * across
-    if tile < tiles:
-        _sum_of_products(
-            total_hidden, state, hidden_weight, hidden_bias, tile // across * BLOCK_R, tile % across * BLOCK_S,
-            WIDTH, STATE, texts, WIDTH, STATE, BLOCK_B, BLOCK_R, BLOCK_S, PRECISION,
-        )  # fmt: skip
-    else:
-        tile -= tiles
-        across = (2 * STATE + BLOCK_S - 1) // BLOCK_S
-        tiles = (DEPTH + BLOCK_R - 1) // BLOCK_R * across
-        if tile < tiles:
-            _sum_of_products(
-                total_logits, active, policy_weight, policy_bias, tile // across * BLOCK_R, tile % across * BLOCK_S,
-                DEPTH, 2 * STATE, texts, DEPTH, WIDTH, BLOCK_B, BLOCK_R, BLOCK_S, PRECISION,
-            )  # fmt: skip
-        else:
-            tile -= tiles
-            _sum_of_products(
-                total_value, active + 2 * STATE, value_weight, value_bias, 0, tile * BLOCK_S,
-                1, STATE, texts, 1, WIDTH, BLOCK_B, BLOCK_R, BLOCK_S, PRECISION,
-            )  # fmt: skip
-
-
-_choose_backward_launch, _weight_gradients_launch = Launch(_choose_backward), Launch(_weight_gradients)
-
-
-def selector_gradients(
-    state: Float[Tensor, "B S"],
-    hidden: Float[Tensor, "B 3*S"],
-    weights: Weights,
-    depth_weight: Float[Tensor, "B D"],
-    weight_share: Float[Tensor, "B P D"],
-    logits_gradient: Float[Tensor, "B D"],
-    value_gradient: Float[Tensor, " B"],
-    factor: Float[Tensor, ""],
-    per_token: Float[Tensor, " B"],
-    *,
-    tau: float,
-) -> tuple[Float[Tensor, "B S"], Weights]:
-    """The gradient that reaches each real token of a text through the state, and those of the parameters.
-
-    Args:
-        state: (B, S).
-        hidden: h.
-        weights: the selector's parameters.
-        depth_weight: w.
-        weight_share: shares of the training loss's gradient of w, to be summed over P.
-        logits_gradient: the auxiliary loss's gradient of the logits.
-        value_gradient: and of the value.
-        factor: what both are multiplied with; on the device, so that nothing waits for it.
-        per_token: 1 / number of real tokens, each one's share in the state.
-        tau: temperature of w.
-    """
-    texts, size = state.shape
-    depth = depth_weight.shape[1]
-    total_logits, total_value = torch.empty_like(depth_weight), depth_weight.new_empty(texts)
-    (active, total_hidden), through_hidden = hidden.new_empty(2, texts, 3 * size), hidden.new_empty(texts, 2 * size)
-    _choose_backward_launch(
+@lru_cache(PLANS)
+def _plan(texts: int, strides: tuple[int, int], shares: int, tau: float, size: int, depth: int, group: int) -> Plan:
+    return Plan(
+        _choose_backward,
         (texts, 1, 1),
-        *(hidden, weights.policy, weights.value, depth_weight, weight_share, logits_gradient, value_gradient),
-        *(
-            factor,
-            per_token,
-            active,
-            total_logits,
-            total_value,
-            total_hidden,
-            through_hidden,
-            weight_share.shape[1],
-            tau,
-        ),
+        (*strides, shares, tau),
+        num_warps=8,
         STATE=size,
-        WIDTH=3 * size,
+        WRITTEN=gradient_columns(size, depth),
         DEPTH=depth,
+        GROUP=group,
         BLOCK_D=triton.next_power_of_2(depth),
         BLOCK_U=units_at_a_time(depth),
     )
-    hidden_weight = torch.empty(3 * size, size, dtype=weights.value_hidden.dtype, device=state.device)
-    hidden_bias = hidden_weight.new_empty(3 * size)
-    output = [torch.empty_like(weights[place]) for place in (2, 3, 6, 7)]
-    across = triton.cdiv(size, TILE)
-    tiles = triton.cdiv(3 * size, TILE) * across
-    tiles += triton.cdiv(depth, TILE) * triton.cdiv(2 * size, TILE) + across
-    _weight_gradients_launch(
-        (tiles, 1, 1),
-        *(state, active, total_logits, total_value, total_hidden, hidden_weight, hidden_bias, *output, texts),
-        STATE=size,
-        WIDTH=3 * size,
-        DEPTH=depth,
-        BLOCK_B=TILE,
-        BLOCK_R=TILE,
-        BLOCK_S=TILE,
-        PRECISION=PRECISION,
+
+
+def gradient_columns(size: int, depth: int) -> int:
+    """How many columns are written, rounded up so that each row begins at a multiple of 16 bytes."""
+    return triton.cdiv(8 * size + depth + 1, 16) * 16
+
+
+def write_gradients(
+    hidden: Float[Tensor, "B W"],
+    per_token: Float[Tensor, "B W"],
+    weights: Weights,
+    ledger: Ledger,
+    weight_share: Float[Tensor, "B P D"],
+    factor: Float[Tensor, ""],
+    *,
+    tau: float,
+) -> Float[Tensor, "B V"]:
+    """The columns above.
+
+    Args:
+        hidden: h; this and `per_token` begin at different columns of one tensor.
+        per_token: 1 / number of real tokens, each one's share in the state.
+        weights: the selector's parameters.
+        ledger: w, and the auxiliary loss's gradients of logits and value.
+        weight_share: shares of the training loss's gradient of w, to be summed over P.
+        factor: what the auxiliary gradients are multiplied with; on the device, so that nothing waits for it.
+        tau: temperature of w.
+    """
+    rows, depth, group = ledger
+    texts, size = len(rows), weights.value_hidden.shape[1]
+    written = rows.new_empty(texts, gradient_columns(size, depth))
+    strides = hidden.stride(0), rows.stride(0)
+    _plan(texts, strides, weight_share.shape[1], tau, size, depth, group)(
+        hidden, weights.policy, weights.value, rows, weight_share, factor, per_token, written
     )
-    token_gradient = through_hidden @ weights.policy_hidden.float()
-    policy, value = slice(0, 2 * size), slice(2 * size, None)
-    gradients = Weights(
-        *(hidden_weight[policy], hidden_bias[policy], *output[:2]),
-        *(hidden_weight[value], hidden_bias[value], *output[2:]),
-    )
-    return token_gradient, gradients
+    return written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,9 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from maw.kernels.launching import Launch
+from maw.kernels.launching import PLANS, Plan
 
-__all__ = ["mean_and_share", "token_mean"]
+__all__ = ["token_mean", "write_mean_and_share"]
 
 
 @triton.jit
@@ -21,11 +22,11 @@ def _sum_rows(
     query,
     mask,
     state,
-    share,
     stride_b,
     stride_h,
     stride_q,
     queries,
+    state_stride,
     HEADS: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -46,46 +47,50 @@ def _sum_rows(
         total += tl.load(query + row[:, None] * stride_q + channel[None, :], mask=inside, other=0.0).to(tl.float32)
         count += real.to(tl.int32)
     own = 1.0 / tl.sum(count, axis=0).to(tl.float32)
-    tl.store(state + program * CHANNELS + channel, tl.sum(total, axis=0) * own, mask=channel < CHANNELS)
+    state += text.to(tl.int64) * state_stride
+    tl.store(state + head * CHANNELS + channel, tl.sum(total, axis=0) * own, mask=channel < CHANNELS)
     if head == 0:
-        tl.store(share + text, own)
+        tl.store(state + HEADS * CHANNELS, own)
 
 
-_sum_rows_launch = Launch(_sum_rows)
-
-
-def mean_and_share(
-    query: Float[Tensor, "B H Q C"], mask: Bool[Tensor, "B Q"] | None
-) -> tuple[Float[Tensor, "B H*C"], Float[Tensor, " B"]]:
-    """The state, and the share of one real token in it: 1 / their number. No gradient; `mask` is contiguous."""
-    batch, heads, queries, channels = query.shape
-    state = query.new_empty(batch, heads * channels, dtype=torch.float32)
-    share = state.new_empty(batch)
-    _sum_rows_launch(
+@lru_cache(PLANS)
+def _sum_rows_plan(shape: tuple[int, ...], stride: tuple[int, ...], state_stride: int) -> Plan:
+    batch, heads, queries, channels = shape
+    return Plan(
+        _sum_rows,
         (batch * heads, 1, 1),
-        *(query, mask, state, share, *query.stride()[:3], queries),
+        (*stride[:3], queries, state_stride),
         HEADS=heads,
         CHANNELS=channels,
         BLOCK_Q=64,
         BLOCK_C=max(16, triton.next_power_of_2(channels)),
     )
-    return state, share
+
+
+def write_mean_and_share(
+    query: Float[Tensor, "B H Q C"], mask: Bool[Tensor, "B Q"] | None, into: Float[Tensor, "B W"]
+) -> None:
+    """Write the state, and behind it each real token's share in it, 1 / their number; `mask` is contiguous."""
+    _sum_rows_plan(query.shape, query.stride(), into.stride(0))(query, mask, into)
 
 
 class _TokenMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, mask: Tensor | None) -> Tensor:
-        state, share = mean_and_share(query, mask)
+        batch, heads, _, channels = query.shape
+        written = query.new_empty(batch, heads * channels + 1, dtype=torch.float32)
+        write_mean_and_share(query, mask, written)
+        state, share = written.split([heads * channels, 1], dim=1)
         ctx.shape, ctx.dtype = query.shape, query.dtype
         ctx.save_for_backward(mask, share)
-        return state
+        return state.contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         mask, share = ctx.saved_tensors
         _, heads, _, channels = ctx.shape
-        of_token = (gradient * share[:, None]).to(ctx.dtype).unflatten(1, (heads, 1, channels))
+        of_token = (gradient * share).to(ctx.dtype).unflatten(1, (heads, 1, channels))
         return (of_token.expand(ctx.shape) if mask is None else of_token * mask[:, None, :, None]), None
 
 
