@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -146,6 +147,35 @@ def test_dry_run_shows_the_plan_and_trains_nothing(tiny_model, toy_data, tmp_pat
     assert "untuned, dense-full-seed0, maw-full-seed0" in out.replace("\n", " ")
     assert "estimated time" in out
     assert not (tmp_path / "dry").exists()
+
+
+def test_splits_that_are_others_together_are_not_reported_and_trec_dl_counts_from_grade_2(
+    tiny_model, toy_data, tmp_path, capsys
+):
+    """A folder like the MS MARCO pool: dl19 and dl20, both of them as test, dev, and no train."""
+    folder = tmp_path / "pool"
+    shutil.copytree(toy_data, folder)
+    (folder / "qrels" / "train.tsv").unlink()
+    rows = {name: [f"q{i}\td{i}\t3" for i in ids] for name, ids in (("dl19", range(4)), ("dl20", range(4, 8)))}
+    rows["dl19"].append("q0\td1\t1")
+    for name, lines in (rows | {"test": rows["dl19"] + rows["dl20"], "held": ["q8\td8\t1", "q9\td9\t2"]}).items():
+        (folder / "qrels" / f"{name}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
+    assert main(arguments(tiny_model, folder, tmp_path / "out", "--variants", "bm25,untuned")) == 0
+    said = capsys.readouterr().out
+    assert "test is dl19 and dl20 together" in said
+    assert "dl20 (grade 2)" in said
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {row["split"] for row in results["rows"]} == {"dl19", "dl20", "held"}
+    assert results["dataset"]["counts"]["unions"] == {"test": ["dl19", "dl20"]}
+    own = next(row["metrics"] for row in results["rows"] if row["split"] == "dl19")
+    assert set(own) == {"nDCG@10", *(f"{name}(rel=2){cut}" for name, cut in CUTS)}
+    table = pq.read_table(tmp_path / "out" / "per_query.parquet")
+    assert table.num_rows == 2 * (8 + 2)
+    assert {"MRR(rel=2)@10", "MRR@10"} < set(table.column_names)
+    assert table["MRR@10"].null_count == table.num_rows - 2 * 2
+
+
+CUTS = (("MRR", "@10"), ("R", "@100"), ("R", "@1000"), ("AP", ""))
 
 
 def test_a_killed_benchmark_keeps_what_was_finished(tiny_model, toy_data, tmp_path, monkeypatch, capsys):

@@ -181,6 +181,24 @@ def test_evaluation_splits_may_overlap(folder: Path):
     assert data.counts["dropped_train_queries"] == []
 
 
+def test_a_split_of_other_splits_is_known_and_counts_as_they_do(folder: Path):
+    for name, rows in {"dl19": ["q3\td4\t1"], "dl20": ["q6\td1\t2"]}.items():
+        write_lines(folder / "qrels" / f"{name}.tsv", [HEADER, *rows])
+    (folder / "qrels" / "dev.tsv").unlink()
+    write_lines(folder / "qrels" / "all.tsv", [HEADER, "q6\td1\t2", "q3\td4\t1"])
+    data = load(folder)
+    assert data.counts["unions"] == {"all": ["dl19", "dl20"]}
+    assert data.relevant_grade == {"dl19": 2, "dl20": 2, "all": 2}
+    assert data.evaluation_splits == ("all", "dl19", "dl20", "test")
+    assert "all is dl19 and dl20 together" in render_report(data)
+    for rows in (["q6\td1\t1", "q3\td4\t1"], ["q6\td1\t2", "q3\td4\t1", "q4\td1\t2"]):  # other grades, another query
+        write_lines(folder / "qrels" / "all.tsv", [HEADER, *rows, "q5\td1\t1"])
+        assert load(folder).counts["unions"] == {}
+    (folder / "qrels" / "dl20.tsv").unlink()
+    write_lines(folder / "qrels" / "all.tsv", [HEADER, "q3\td4\t1"])  # the same as dl19: neither is made of the other
+    assert load(folder).counts["unions"] == {}
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 BAD = {

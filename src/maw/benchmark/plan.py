@@ -156,10 +156,12 @@ def estimate_seconds(
 
 def _texts_per_second(model: SentenceTransformer, dataset: RetrievalDataset) -> float:
     from maw.retrieval.encoding import encode
+    from maw.retrieval.texts import TextStore
 
     sample, warm_up = (64, 8) if model.device.type == "cpu" else (1024, 1024)
-    ids = sorted(dataset.documents)
-    texts = [dataset.documents[i] for i in ids[:: max(1, len(ids) // sample)]][:sample]
+    documents = dataset.documents
+    texts = documents.texts if isinstance(documents, TextStore) else list(documents.values())
+    texts = texts[:: max(1, len(texts) // sample)][:sample]
     encode(model, texts[:warm_up], "document")
     start = time.perf_counter()
     encode(model, texts, "document")

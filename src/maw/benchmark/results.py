@@ -137,34 +137,47 @@ def write_per_query(path: Path, states: Sequence[dict[str, Any]]) -> None:
 def results_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Table:
     """The rows for a terminal: means over seeds, with their standard deviation where there are several.
 
-    A metric that counts from another grade on in some split, MRR(rel=2)@10, stands there in the place of MRR@10.
+    With several splits every variant has a line a split. A split in which metrics without grades count from another
+    grade than 1 on, MRR(rel=2)@10 in the column MRR@10, says so in its name.
     """
     splits = list(dict.fromkeys(row["split"] for row in rows))
     there = {split: next(list(row["metrics"]) for row in rows if row["split"] == split) for split in splits}
-    shown = {split: [_own_name(metric, there[split]) for metric in metrics] for split in splits}
     table = Table(title=None, header_style="bold")
     table.add_column("variant", no_wrap=True)
-    for split in splits:
-        for metric in shown[split]:
-            table.add_column(metric if len(splits) == 1 else f"{split} {metric}", justify="right", no_wrap=True)
-    for name in ("trained", "time", "memory"):
+    if len(splits) > 1:
+        table.add_column("split", no_wrap=True)
+    for name in (*metrics, "trained", "time", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for variant in dict.fromkeys(row["variant"] for row in rows):
         own = [row for row in rows if row["variant"] == variant]
-        cells = [variant]
         for split in splits:
-            for metric in shown[split]:
-                values = [row["metrics"][metric] for row in own if row["split"] == split]
+            cells = [variant if split == splits[0] else ""]
+            those = [row for row in own if row["split"] == split]
+            names = [_own_name(metric, there[split]) for metric in metrics]
+            if len(splits) > 1:
+                grades = sorted({found[1] for name in names if (found := _GRADE.search(name))})
+                cells.append(split + "".join(f" (grade {grade})" for grade in grades))
+            for name in names:
+                values = [row["metrics"][name] for row in those]
                 spread = f" ±{statistics.stdev(values):.4f}" if len(values) > 1 else ""
                 cells.append(f"{statistics.fmean(values):.4f}{spread}" if values else "-")
-        first = own[0]
-        cells.append(f"{first['trainable_parameters'] / 1e6:.2f} M" if first["trainable_parameters"] else "-")
-        cells.append(f"{sum(row['seconds'] for row in own if row['split'] == splits[0]):.0f} s")
-        cells.append(f"{max(row['peak_bytes'] for row in own) / 2**30:.2f} GiB")
-        cells.append("below untuned" if any(row["below_untuned"] for row in own) else "")
-        table.add_row(*cells)
+            cells += _costs(those) if split == splits[0] else ["", "", ""]
+            cells.append("below untuned" if any(row["below_untuned"] for row in those) else "")
+            table.add_row(*cells)
     return table
+
+
+_GRADE = re.compile(r"\(rel=([0-9]+)\)")
+
+
+def _costs(rows: Sequence[dict[str, Any]]) -> list[str]:
+    trained = rows[0]["trainable_parameters"]
+    return [
+        f"{trained / 1e6:.2f} M" if trained else "-",
+        f"{sum(row['seconds'] for row in rows):.0f} s",
+        f"{max(row['peak_bytes'] for row in rows) / 2**30:.2f} GiB",
+    ]
 
 
 def _own_name(metric: str, names: Sequence[str]) -> str:
@@ -173,7 +186,7 @@ def _own_name(metric: str, names: Sequence[str]) -> str:
     >>> _own_name("MRR@10", ["nDCG@10", "MRR(rel=2)@10"])
     'MRR(rel=2)@10'
     """
-    return next((name for name in names if re.sub(r"\(rel=[0-9]+\)", "", name) == metric), metric)
+    return next((name for name in names if _GRADE.sub("", name) == metric), metric)
 
 
 def comparison_rows(found: Sequence[Comparison]) -> list[dict[str, Any]]:

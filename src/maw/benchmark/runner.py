@@ -116,14 +116,7 @@ class Runner:
         cost, extra = Cost(), {"trainable_parameters": 0, "total_parameters": 0}
         if run.variant.kind == "bm25":
             with measure(self.device) as cost:
-                found = {
-                    split: bm25_run(
-                        self.dataset.documents,
-                        self.dataset.evaluation_split(split)[0],
-                        drop_own=self.dataset.drop_own,
-                    )
-                    for split in self.splits
-                }
+                found = self._rank_by_words()
         elif run.variant.kind == "untuned":
             extra["total_parameters"] = sum(p.numel() for p in self.encoder.parameters())
             with measure(self.device) as cost:
@@ -179,6 +172,13 @@ class Runner:
 
     def _rank(self, model: SentenceTransformer) -> dict[str, Ranking]:
         return dense_rankings(model, self.dataset, self.splits, show_progress=self.show_progress)
+
+    def _rank_by_words(self) -> dict[str, Ranking]:
+        """BM25 for all splits, from one index."""
+        asked = {split: self.dataset.evaluation_split(split)[0] for split in self.splits}
+        queries = {query: text for texts in asked.values() for query, text in texts.items()}
+        found = bm25_run(self.dataset.documents, queries, drop_own=self.dataset.drop_own)
+        return {split: {query: found[query] for query in texts} for split, texts in asked.items()}
 
     def _evaluate(self, split: str, ranking: Ranking) -> Evaluation:
         measures = default_measures(self.dataset.relevant_grade.get(split, 1))

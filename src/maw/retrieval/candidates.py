@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -32,7 +32,7 @@ RelevantTo = Callable[[str], set[str]]
 class Candidates(NamedTuple):
     """One query's candidates, best first, and the score of its best-scored relevant document where there is one."""
 
-    ranking: Sequence[tuple[str, float | None]]
+    ranking: Iterable[tuple[str, float | None]]
     positive: float | None
 
 

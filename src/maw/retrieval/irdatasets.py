@@ -58,18 +58,18 @@ def read_ir(identifier: str, name: str | None = None) -> RetrievalDataset:
     from maw.retrieval.irdatasets_files import check_home, explain
 
     ir = _library()
+    if identifier.partition("/")[0] == "msmarco-passage":
+        check_home(ir)
     parts = _splits(ir, identifier)
     handler = next(iter(parts.values()))
     documents_id = ir.docs_parent_id(handler)
-    if documents_id == "msmarco-passage":
-        check_home(ir)
     try:
         return _read(
             ir, name or f"ir:{identifier}", documents_id, {split: ir.load(part) for split, part in parts.items()}
         )
     except MAWError:
         raise
-    except (OSError, RuntimeError, ValueError, AssertionError, KeyError, EOFError) as error:
+    except Exception as error:  # a download that fails, a damaged archive, a line that its reader cannot take
         raise MAWError(explain(ir, identifier, error)) from error
 
 

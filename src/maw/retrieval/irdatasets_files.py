@@ -50,7 +50,7 @@ def explain(ir: Any, identifier: str, error: BaseException) -> str:
     start = f"{identifier} cannot be read by ir_datasets {ir.__version__}"
     if not urls:
         kind = type(error).__name__
-        return f"{start}: {kind}: {error}; its files are in {home}: delete the damaged one, it is made or fetched anew"
+        return f"{start}: {kind}: {error}; its files are below {home}: one that is damaged is fetched anew once deleted"
     top = identifier.partition("/")[0]
     entries = list(_entries(ir.util.DownloadConfig.contents().get(top, {})))
     if identifier == "msmarco-passage":

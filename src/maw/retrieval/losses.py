@@ -23,7 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from maw.auxiliary import add_loss_beside, scale_gradient
 from maw.errors import MAWError
 from maw.hf.attach import maw_layers
-from maw.module import Rollout
+from maw.records import Rollout
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -20,6 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["NegativeSettings", "Negatives", "mine", "rows"]
 
 VERSION = 1
+TEXTS_REMEMBERED = 200_000
+"""Documents of which the hash of the text is kept at hand."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +273,7 @@ class _Filter:
         counted: Counter[str],
     ) -> None:
         self.dataset, self.judged, self.settings, self.counted = dataset, judged, settings, counted
+        self.text_of = lru_cache(TEXTS_REMEMBERED)(lambda name: hash64(normalise(dataset.documents[name])))
         self.twins: dict[int, list[str]] = {}  # queries by text
         for query in judged:
             self.twins.setdefault(hash64(normalise(dataset.queries[query])), []).append(query)
@@ -281,9 +285,9 @@ class _Filter:
 
     def choose(self, query: str, found: Candidates) -> list[str]:
         """The negatives among the candidates."""
-        settings, counted, documents = self.settings, self.counted, self.dataset.documents
+        settings, counted = self.settings, self.counted
         positives = self.relevant_to(query)
-        texts = {hash64(normalise(documents[document])) for document in positives}
+        texts = {self.text_of(document) for document in positives}
         limit = math.inf if found.positive is None else settings.limit(found.positive)
         kept: list[str] = []
         wanted = settings.depth if settings.draw else settings.skip + settings.per_query
@@ -292,7 +296,7 @@ class _Filter:
                 break
             if document in positives:
                 counted["left_out_relevant"] += 1
-            elif hash64(normalise(documents[document])) in texts:
+            elif self.text_of(document) in texts:
                 counted["left_out_same_text"] += 1
             elif self.dataset.drop_own and document == query:
                 counted["left_out_own"] += 1

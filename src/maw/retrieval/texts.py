@@ -34,6 +34,8 @@ VERSION = 1
 ARRAYS = ("text_ends", "id_ends", "hashes", "places")
 BLOCK = 8192
 """Texts read at a time when the whole store is read in order."""
+LARGEST_TABLE = 2**29
+"""Bytes of a table of ids that is sorted at once."""
 
 
 def hash64(text: str) -> int:
@@ -127,7 +129,7 @@ class TextStore(Mapping[str, str]):
         import numpy as np
 
         ids, width = self.ids, int(np.diff(self.ids.ends).max())
-        if len(ids) * width > 2**29:  # some ids are long: as many short objects need less than a table
+        if len(ids) * width > LARGEST_TABLE:  # some ids are long: as many short objects need less than a table
             return np.array(sorted(range(len(ids)), key=list(ids).__getitem__, reverse=True), dtype=np.int64)
         table = np.empty(len(ids), dtype=f"S{width}")  # UTF-8 sorts like the characters it stands for
         for begin in range(0, len(ids), BLOCK):
