@@ -14,7 +14,7 @@ from toys import encoder
 
 from maw.errors import MAWError
 from maw.retrieval import candidates as candidates_module
-from maw.retrieval import columns, negatives
+from maw.retrieval import negatives
 from maw.retrieval.bm25 import bm25_run
 from maw.retrieval.datasets import RetrievalDataset, load_dataset, normalise, relevant
 from maw.retrieval.encoding import dense_runs, encode
@@ -363,7 +363,7 @@ def test_real_negatives_are_not_relevant_and_no_copies(tmp_path: Path) -> None:
 
 
 def test_the_examples_run() -> None:
-    for tested in (negatives, columns):
+    for tested in (negatives,):
         result = doctest.testmod(tested)
         assert result.attempted
         assert not result.failed
