@@ -228,7 +228,7 @@ ROOMS = [
     {"retrieval"},
     {"inspection"},
     {"benchmark"},
-    {"cli", "commands"},
+    {"cli", "commands", "__main__"},
 ]
 LIGHT = {"torch", "numpy", "jaxtyping"}
 EXTRA = {"kernels": {"triton"}}

@@ -5,6 +5,7 @@ Exit status: 0 done, 2 bad input (one line says what to do), 130 interrupted (wh
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -69,24 +70,27 @@ class _Training:
 
     epochs: int | None = None
     batch_size: int | None = None
+    """Pairs a batch of one process; the candidates of a query are the documents of all processes."""
+    mini_batch_size: int | None = None
+    """So many texts a forward, with the gradient of the whole batch: memory for large batches, at one more forward."""
     max_length: int | None = None
     """Tokens a text is cut to."""
     learning_rate: float | None = None
     """Of full fine-tuning."""
     lora_learning_rate: float | None = None
     positives_per_query: int | None = None
+    hard_negatives: int | None = None
+    """So many hard negatives a pair; a query with fewer gets documents that are drawn."""
+    negatives: Literal["bm25", "model", "given"] | None = None
+    """Where hard negatives come from: BM25 (the default), the encoder as it comes, or files that came with the data."""
     gradient_checkpointing: bool = False
+    save_steps: Annotated[int | None, tyro.conf.arg(name="save-every", metavar="STEPS")] = None
+    """Save a checkpoint after every so many steps too, not after every epoch alone."""
 
     def values(self) -> dict[str, Any]:
         """The fields of `TrainingSettings` that were given."""
-        given = {
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "max_length": self.max_length,
-            "learning_rate": self.learning_rate,
-            "positives_per_query": self.positives_per_query,
-            "gradient_checkpointing": self.gradient_checkpointing or None,
-        }
+        given = dataclasses.asdict(self) | {"gradient_checkpointing": self.gradient_checkpointing or None}
+        del given["lora_learning_rate"]
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -124,7 +128,11 @@ class BenchmarkCommand:
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Fine-tune one variant and save it as a folder that SentenceTransformer loads."""
+    """Fine-tune one variant and save it as a folder that SentenceTransformer loads.
+
+    The same command goes on with a training that was stopped, to the same weights. On several GPUs or machines:
+    torchrun --nproc-per-node GPUS -m maw train ...
+    """
 
     variant: str
     """Such as maw-lora or dense-full."""

@@ -33,6 +33,10 @@ def execute(command: Any, words: Sequence[str]) -> int:
 def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
     console = _console()
     quiet_libraries()
+    from maw.retrieval.processes import processes
+
+    if processes() > 1:
+        raise MAWError(f"maw benchmark works in one process, got {processes()}: start it without torchrun")
     from maw.benchmark.plan import estimate_seconds
     from maw.benchmark.results import results_table
     from maw.benchmark.runner import Runner
@@ -99,33 +103,39 @@ def _benchmark(command: BenchmarkCommand) -> Benchmark:
 
 @execute.register
 def _(command: TrainCommand, words: Sequence[str]) -> int:
-    console = _console()
     quiet_libraries()
     from maw.benchmark.plan import LORA_LEARNING_RATE
     from maw.benchmark.tuning import save_model, tune
     from maw.benchmark.variants import VARIANTS
     from maw.retrieval.datasets import load_dataset, render_report
     from maw.retrieval.models import choose_device, load_encoder
+    from maw.retrieval.processes import first_process_first, leave, process_index
     from maw.retrieval.training import TrainingSettings
 
-    if command.variant not in VARIANTS:
-        raise MAWError(f"variant must be among {', '.join(VARIANTS)}, got {command.variant!r}")
-    if command.output.exists() and (not command.output.is_dir() or any(command.output.iterdir())):
-        raise MAWError(f"{command.output} exists already: give another --output, nothing is overwritten")
-    variant = VARIANTS[command.variant]
-    given: dict[str, Any] = {**command.training.values(), "seed": command.seed}
-    if variant.tuning == "lora":
-        given["learning_rate"] = command.training.lora_learning_rate or LORA_LEARNING_RATE
-    settings = TrainingSettings(**given)
-    dataset = load_dataset(_dataset_name(command) or "pydocs")
-    console.print(render_report(dataset), highlight=False, markup=False)
-    model = load_encoder(command.model, device=choose_device(command.device), max_length=settings.max_length)
+    first = process_index() == 0
+    console = _console(quiet=not first)
+    device = choose_device(command.device)
+    with first_process_first(device):  # what is wrong is said once, and what is prepared is prepared once
+        if command.variant not in VARIANTS:
+            raise MAWError(f"variant must be among {', '.join(VARIANTS)}, got {command.variant!r}")
+        if command.output.exists() and (not command.output.is_dir() or any(command.output.iterdir())):
+            raise MAWError(f"{command.output} exists already: give another --output, nothing is overwritten")
+        variant = VARIANTS[command.variant]
+        given: dict[str, Any] = {**command.training.values(), "seed": command.seed}
+        if variant.tuning == "lora":
+            given["learning_rate"] = command.training.lora_learning_rate or LORA_LEARNING_RATE
+        settings = TrainingSettings(**given)
+        dataset = load_dataset(_dataset_name(command) or "pydocs")
+        console.print(render_report(dataset), highlight=False, markup=False)
+        model = load_encoder(command.model, device=device, max_length=settings.max_length)
     work = command.output.with_name(f"{command.output.name}.training")
     tuned = tune(model, variant, command.maw.values(), dataset, settings, work, show_progress=console.is_terminal)
-    save_model(tuned, command.output, base=command.model, dataset=dataset, metrics={})
+    if first:
+        save_model(tuned, command.output, base=command.model, dataset=dataset, metrics={})
     for name, value in tuned.outcome.items():
         console.print(f"{name}: {value}", highlight=False)
     console.print(f"model: {command.output}; checkpoints and logs: {work}", highlight=False)
+    leave()
     return 0
 
 
@@ -187,10 +197,10 @@ def _(command: ReportCommand, words: Sequence[str]) -> int:
     return 0
 
 
-def _console() -> Console:
-    """The terminal as it is; a file or a pipe gets lines long enough for the table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
+def _console(*, quiet: bool = False) -> Console:
+    """The terminal as it is; a file or a pipe gets lines long enough for the table, one that is quiet nothing."""
+    console = Console(quiet=quiet)
+    return console if console.is_terminal else Console(width=140, quiet=quiet)
 
 
 def quiet_libraries() -> None:

@@ -364,17 +364,18 @@ def test_what_is_missing_is_said() -> None:
 
 
 def test_real_negatives_are_not_relevant_and_no_copies(tmp_path: Path) -> None:
-    """NFCorpus: 2,582 train queries, some with hundreds of relevant documents, and 40 documents that are copies."""
+    """600 train queries of NFCorpus, some with hundreds of relevant documents; 40 documents are copies."""
     root = os.environ.get("MAW_DATA")
     if not root or not (Path(root) / "nfcorpus").is_dir():
         pytest.skip("MAW_DATA has no nfcorpus: name the folder that holds it")
     data = load_dataset(f"beir:{Path(root) / 'nfcorpus'}")
+    data = replace(data, qrels={"train": dict(list(data.qrels["train"].items())[:600])})
     found = mine(data, NegativeSettings(per_query=5, relative_margin=0.05), cache=tmp_path)
     check(data, found)
-    assert len(found) == 2582
+    assert len(found) == 600
     assert found.report["left_out_same_text"] > 0  # type: ignore[attr-defined]
-    assert found.report["left_out_margin"] > 1000  # type: ignore[attr-defined]
-    assert found.report["negatives"] > 3 * 2582  # type: ignore[attr-defined]
+    assert found.report["left_out_margin"] > 200  # type: ignore[attr-defined]
+    assert found.report["negatives"] > 3 * 600  # type: ignore[attr-defined]
 
 
 def test_the_examples_run() -> None:

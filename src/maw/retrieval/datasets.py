@@ -67,7 +67,7 @@ class RetrievalDataset:
             is not 1; it is 2 for the passages of TREC Deep Learning.
         negative_files: files of triples or rankings that came with the data (`maw.retrieval.negatives`).
 
-    Make one with `load_dataset` or `from_parts`: the plain constructor checks nothing.
+    Make one with `load_dataset` or `from_parts`; the plain constructor checks nothing.
     """
 
     name: str
@@ -109,8 +109,7 @@ class RetrievalDataset:
             more_counts: added to `counts` under their own names.
 
         Returns:
-            The data set. `counts["dropped_train_queries"]` lists the ids dropped from train, `counts["unions"]` the
-            splits that are other splits together.
+            The data set. `counts["dropped_train_queries"]` has the ids dropped from train, `counts["unions"]` unions.
 
         Raises:
             MAWError: no documents, no judgements, a judged id that does not exist, or a query id that is both in
@@ -176,8 +175,8 @@ class RetrievalDataset:
     def default_split(self) -> str:
         """The split to evaluate on when none is named: test, or the only one; MAWError where there are others."""
         splits = self.evaluation_splits
-        if len(splits) == 1 or "test" in splits:
-            return splits[0] if len(splits) == 1 else "test"
+        if "test" in splits or len(splits) == 1:
+            return "test" if "test" in splits else splits[0]
         raise MAWError(f"{self.name} has no split test: name one with --split: {', '.join(splits) or 'it has none'}")
 
     def judgements(self, split: str) -> Judgements:
