@@ -20,7 +20,7 @@ from maw.operations import Operations, choose_operations
 from maw.records import KEPT, Record, Rollout, statistics
 from maw.rewards import entropy_reward
 from maw.selector import Selector, depth_weights
-from maw.shapes import check_layer_arguments, repeat_heads
+from maw.shapes import check_finite, check_layer_arguments, repeat_heads
 from maw.views import Views
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ class DepthAttention(nn.Module):
         # kept only where something replays them: None until `replay_loss` is first called
         self.rollouts: list[tuple[int, Rollout]] | None = None
         self.handle = compiled.handle_of(self)
-        self.check_finite()
-        self.register_load_state_dict_post_hook(_check_loaded)
+        check_finite(self)
+        self.register_load_state_dict_post_hook(check_finite)
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
         super().__setstate__(state)
@@ -99,19 +99,6 @@ class DepthAttention(nn.Module):
         heads, depth, channels = self.query_views.shape
         config = self.config
         return f"heads={heads}, depth={depth}, channels={channels}, selection={config.selection}, tau={config.tau}"
-
-    def check_finite(self) -> None:
-        """Raise if anything in this layer is NaN or infinite: asked where it is made and loaded, never in a forward.
-
-        Raises:
-            MAWError: names the first such tensor.
-        """
-        for name, tensor in self.state_dict().items():
-            if not (tensor.is_meta or bool(torch.isfinite(tensor).all())):
-                raise MAWError(
-                    f"{name} of a MAW layer holds NaN or infinity: the weights are damaged, or the training that made "
-                    "them diverged; use an earlier checkpoint"
-                )
 
     def forward(
         self,
@@ -299,7 +286,3 @@ class DepthAttention(nn.Module):
         collected = statistics([kept.record() for kept in self.records])
         self.records.clear()
         return collected
-
-
-def _check_loaded(layer: DepthAttention, incompatible_keys: object) -> None:
-    layer.check_finite()
