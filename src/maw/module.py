@@ -140,7 +140,7 @@ class DepthAttention(nn.Module):
 
     def _composed(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
         """The transformed query, operation by operation."""
-        operations, choice = choose_operations(self.config.kernels, query), None
+        operations, choice = choose_operations(self.config.kernels, query, self.config.depth), None
         if self.config.selection == "uniform":
             weight = self.query_views.new_full((query.shape[0], self.config.depth), 1.0 / self.config.depth)
         else:
@@ -246,7 +246,7 @@ class DepthAttention(nn.Module):
     def _is_one_step(self, query: Tensor) -> bool:
         """Whether `maw.kernels.layer` serves this forward."""
         config = self.config
-        if config.selection not in ("gumbel", "softmax") or not use_triton(config.kernels, query):
+        if config.selection not in ("gumbel", "softmax") or not use_triton(config.kernels, query, config.depth):
             return False
         return config.estimator == "sampled" if self.training else not torch.is_grad_enabled()
 
