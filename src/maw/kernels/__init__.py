@@ -55,10 +55,12 @@ def use_triton(kernels: Kernels, query: Tensor, depth: int = 1) -> bool:
 def _what_is_missing(query: Tensor, depth: int, *, interpreted: bool) -> str | None:
     if torch.compiler.is_compiling():
         return "PyTorch is compiling or exporting the model"
-    if query.shape[-1] > LARGEST_HEAD:
-        return f"a head has {query.shape[-1]} channels, more than {LARGEST_HEAD}"
-    if depth > LARGEST_DEPTH:
-        return f"a head has {depth} view vectors, more than {LARGEST_DEPTH}"
+    for number, what, most in (
+        (query.shape[-1], "channels", LARGEST_HEAD),
+        (depth, "view vectors", LARGEST_DEPTH),
+    ):
+        if number > most:
+            return f"a head has {number} {what}, more than {most}"
     if query.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the query is of type {query.dtype}, not float32, float16 or bfloat16"
     if query.device.type != "cuda" and not interpreted:
