@@ -31,6 +31,7 @@ SETTINGS = TrainingSettings(
     epochs=3, batch_size=2, max_length=16, dev_documents=5, learning_rate=1e-3, save_steps=2, seed=5
 )
 STEPS = 12  # 8 pairs, 2 a batch, 3 epochs
+STATE = {".safetensors", ".pt", ".pth"}  # weights, samples, optimiser, schedule, random states
 KINDS = {
     "full": ({"updates": 2, "group_size": 4}, {}, False),
     "two": ({"updates": 2, "group_size": 4}, {"batch_size": 1}, False),
@@ -162,8 +163,10 @@ def ended(folder: Path, rank: int = 0) -> dict:
         assert seen.setdefault(step, ids) == ids, f"step {step} was repeated with other texts"
     outcome = json.loads((folder / f"outcome{rank}.json").read_text())
     del outcome["resumed"]
+    last = folder / "training" / f"checkpoint-{STEPS}"
     return {
-        "weights": (folder / f"model{rank}.safetensors").read_bytes(),
+        "weights": (folder / f"model{rank}.safetensors").read_bytes(),  # the best, perhaps of the first epoch
+        "last": {file.name: file.read_bytes() for file in sorted(last.iterdir()) if file.suffix in STATE},
         "log": [entry for entry in log if "train_loss" not in entry],
         "seen": seen,
         "outcome": outcome,
@@ -171,7 +174,7 @@ def ended(folder: Path, rank: int = 0) -> dict:
     }
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
+@pytest.fixture(scope="module", params=[pytest.param("full", marks=pytest.mark.slow), "lora"])
 def uninterrupted(request, tmp_path_factory):
     """The kind of a training, how it ended, and its folder."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -188,6 +191,8 @@ def test_steps_that_are_logged_and_saved(uninterrupted):
     best = max((entry["dev_nDCG@10"], -entry["step"]) for entry in end["log"] if "dev_nDCG@10" in entry)
     assert set(end["left"]) == {"checkpoint-12", f"checkpoint-{-best[1]}"}
     assert step_of(last_checkpoint(folder / "training")) == STEPS
+    names = ("model.safetensors", "maw_samples_0.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+    assert end["last"].keys() == set(names)
 
 
 def test_killed_again_and_again_it_ends_with_the_same_bytes(uninterrupted, tmp_path):
@@ -230,6 +235,8 @@ def assert_same(end: dict, expected: dict) -> None:
     for name in ("seen", "log", "outcome", "left"):
         assert end[name] == expected[name], name
     assert end["weights"] == expected["weights"]
+    assert end["last"].keys() == expected["last"].keys()
+    assert [name for name, content in end["last"].items() if content != expected["last"][name]] == []
 
 
 FILE_EVENTS = 150

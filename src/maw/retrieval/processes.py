@@ -40,7 +40,8 @@ def first_process_first(device: torch.device) -> Generator[None]:
     import torch.distributed as dist
     from accelerate import PartialState
 
-    PartialState(cpu=device.type == "cpu")  # sets up the process group where nobody has
+    # sets up the process group where nobody has; as long a wait as Transformers' arguments have
+    PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=30))
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
     if process_index() > 0:
         dist.barrier(group)
