@@ -228,7 +228,7 @@ ROOMS = [
     {"retrieval"},
     {"inspection"},
     {"benchmark"},
-    {"cli", "commands", "progress"},
+    {"__main__", "cli", "commands", "progress"},
 ]
 LIGHT = {"torch", "numpy", "jaxtyping"}
 EXTRA = {"kernels": {"triton"}}

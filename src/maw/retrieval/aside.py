@@ -76,16 +76,16 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, [(json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()])
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str) -> Any:
     """Read what `write_json` wrote.
 
     Raises:
-        MAWError: it cannot be read.
+        MAWError: it cannot be read; `remedy` says what to do.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise MAWError(f"{path} cannot be read ({error}): it is damaged") from error
+        raise MAWError(f"{path} is damaged, it cannot be read ({error}). {remedy}") from error
 
 
 def part_of(path: Path) -> Path:

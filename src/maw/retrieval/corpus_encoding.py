@@ -215,7 +215,7 @@ def _missing(folder: Path, plan: Plan, numbers: range, *, whole: bool) -> list[i
         if not record.is_file():
             return True
         remedy = f"Delete {record} and run the same command again: only this shard is encoded anew"
-        found = read_json(record)
+        found = read_json(record, remedy)
         if found.get("identity") != plan.identity:
             raise MAWError(
                 f"{record} belongs to another model, corpus or settings: encode into another folder, or delete {folder}"
@@ -239,4 +239,4 @@ def _write_manifest(folder: Path, plan: Plan) -> None:
 
 
 def _vectors(folder: Path, number: int) -> dict[str, Any]:
-    return {"vectors": read_json(shard_file(folder, number, "json"))["vectors"]}
+    return {"vectors": read_json(shard_file(folder, number, "json"), "Delete it and run it again")["vectors"]}

@@ -161,7 +161,7 @@ def _parse_columns(block: Block, number: int, raw: bytes) -> tuple[str, str]:
 
 
 def _check_id(block: Block, number: int, identifier: str) -> None:
-    if not identifier or "\n" in identifier or "\r" in identifier:
+    if not identifier or any(mark in identifier for mark in "\n\r\0"):
         block.refuse(number, f"wanted an id in one line of text, got {identifier[:80]!r}")
 
 

@@ -46,7 +46,7 @@ def write_order(
         with aside.open("wb") as file:
             file.write(header)
             file.flush()
-            if rows:
+            if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), len(header), rows * dtype.itemsize)  # a full disk says so here
         rank = np.memmap(aside, dtype=dtype, mode="r+", offset=len(header), shape=(rows,))
         done = 0

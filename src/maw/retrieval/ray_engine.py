@@ -9,9 +9,10 @@ waits for that very actor.
 from __future__ import annotations
 
 import copy
+import logging
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +73,18 @@ def encode_on_ray(
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is shown by whoever called
     kind = model.device.type
-    resources = {"num_gpus": 1} if kind == "cuda" else {"num_cpus": 1}
-    slots = int(ray.cluster_resources().get("GPU" if kind == "cuda" else "CPU", 1)) or 1
-    size = max(1, min(TOGETHER, len(numbers) // (2 * slots)))
+    held = {name: int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU")}
+    resources, slots = {"num_cpus": 1}, held["CPU"]
+    if kind == "cuda":
+        slots = held["GPU"]
+        if not slots:
+            raise MAWError("the Ray cluster has no GPU: start its nodes with GPUs, or give --device cpu")
+        resources = {"num_gpus": 1, "num_cpus": max(1, held["CPU"] // slots)}
+        if pace.workers is None:
+            pace = replace(pace, workers=max(1, resources["num_cpus"] - 1))
+    size = max(1, min(TOGETHER, len(numbers) // (2 * max(1, slots))))
     groups = [{"numbers": numbers[begin : begin + size]} for begin in range(0, len(numbers), size)]
     reference = ray.put(copy.deepcopy(model).to("cpu") if kind != "cpu" else model)
     job = _Job(uuid.uuid4().hex, [reference], kind, corpus.path.resolve(), folder.resolve(), plan, pace)

@@ -42,7 +42,7 @@ class Pace:
         batch_size: texts of a batch, at most; None is 64 on a CPU and 4,096 on a GPU.
         batch_tokens: tokens of a batch, at most; None is 2,048 on a CPU and 65,536 on a GPU.
         workers: processes that tokenise; 0 is a thread, which is enough beside a model on a CPU. None is as many as
-            there are cores, less two, on a GPU.
+            there are cores for this process, less two, on a GPU.
     """
 
     batch_size: int | None = None
@@ -64,7 +64,9 @@ class Pace:
         """How many processes tokenise for a device."""
         if self.workers is not None:
             return self.workers
-        return 0 if device.type == "cpu" else max(1, len(os.sched_getaffinity(0)) - 2)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes on this machine
+        return 0 if device.type == "cpu" else max(1, cores // beside - 2)
 
 
 @dataclass(frozen=True)

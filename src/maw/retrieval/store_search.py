@@ -110,8 +110,11 @@ def text_of(store: VectorStore, corpus: CorpusFile, hit: Hit) -> str:
     """
     number = int(store.starts.searchsorted(hit.position, side="right")) - 1
     begin = {"first": int(store.starts[number]), "offset": store.plan.shards[number]["offset"]}
-    (block,) = deque(corpus.blocks(lines=1024, stop=hit.position + 1, **begin), maxlen=1)
-    name, text = block.records()[-1]
+    try:
+        (block,) = deque(corpus.blocks(lines=1024, stop=hit.position + 1, **begin), maxlen=1)
+        name, text = block.records()[-1]
+    except MAWError as error:  # lines of another file begin elsewhere
+        name, text = str(error), ""
     if name != hit.document:
         raise MAWError(
             f"{corpus.path}, line {hit.position + 1}: wanted document {hit.document!r}, got {name!r}: this is not the "

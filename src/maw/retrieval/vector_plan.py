@@ -63,7 +63,8 @@ class Plan:
         Raises:
             MAWError: it is damaged, or of another version.
         """
-        values: Any = read_json(path)
+        remedy = "Delete it and run the same `maw encode` again: no finished shard is encoded anew"
+        values: Any = read_json(path, remedy)
         version = values.pop("format", None) if isinstance(values, dict) else None
         if version != FORMAT:
             raise MAWError(
@@ -73,7 +74,7 @@ class Plan:
         try:
             return cls(*(values[name] for name in ("model", "corpus", "settings", "order")), tuple(values["shards"]))
         except (KeyError, TypeError) as error:
-            raise MAWError(f"{path} is damaged ({error}): encode the corpus into another folder") from error
+            raise MAWError(f"{path} is damaged: it has no {error}. {remedy}") from error
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
