@@ -71,7 +71,7 @@ def encode_on_ray(
     if not numbers:
         return
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is shown by whoever called
     kind = model.device.type
@@ -88,9 +88,8 @@ def encode_on_ray(
     groups = [{"numbers": numbers[begin : begin + size]} for begin in range(0, len(numbers), size)]
     reference = ray.put(copy.deepcopy(model).to("cpu") if kind != "cpu" else model)
     job = _Job(uuid.uuid4().hex, [reference], kind, corpus.path.resolve(), folder.resolve(), plan, pace)
-    pipeline = ray.data.from_items(groups, override_num_blocks=len(groups)).map(
-        _encode_group, fn_kwargs={"job": job}, max_retries=-1, **resources
-    )
+    tasks: Any = ray.data.from_items(groups, override_num_blocks=len(groups))
+    pipeline = tasks.map(_encode_group, fn_kwargs={"job": job}, max_retries=-1, **resources)
     try:
         for row in pipeline.iter_rows():
             for number, waited in zip(row["finished"], row["waited"], strict=True):

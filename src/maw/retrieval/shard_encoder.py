@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -127,16 +127,18 @@ class ShardEncoder:
                 full.
         """
         pending: list[Future[Finished]] = []
-        batches = self._batches(plan, numbers, executor)
+        numbers = list(numbers)
+        batches = self.batches(plan, numbers, executor)
         with ThreadPoolExecutor(1, thread_name_prefix="writer") as writer, prefetched(batches, 8) as ready:
-            for number, vectors, waited in self._encode(plan, ready, progress):
-                pending.append(writer.submit(self._write, plan, number, vectors, waited))
+            for number in numbers:
+                vectors, waited = self._encode_shard(plan, number, ready, progress)
+                pending.append(writer.submit(self._finish, plan, number, vectors, waited))
                 if len(pending) > 1:  # one is written while the next is made; more would pile up
                     yield pending.pop(0).result()
             for future in pending:
                 yield future.result()
 
-    def _tokens(self, plan: Plan, numbers: Iterable[int], executor: Executor) -> Iterator[tuple[int, Tokens]]:
+    def tokens(self, plan: Plan, numbers: Iterable[int], executor: Executor) -> Iterator[tuple[int, Tokens]]:
         """The tokens of one shard after the other, tokenised ahead by up to one shard."""
         starts, numbers = plan.starts, list(numbers)
 
@@ -154,46 +156,51 @@ class ShardEncoder:
                 missing -= len(parts[-1].lengths)
             yield number, Tokens.joined(parts)
 
-    def _batches(self, plan: Plan, numbers: Iterable[int], executor: Executor) -> Iterator[tuple[int, Batch]]:
+    def batches(self, plan: Plan, numbers: Iterable[int], executor: Executor) -> Iterator[Batch]:
+        """The batches of one shard after the other."""
         pinned = self.device.type == "cuda"
-        for number, tokens in self._tokens(plan, numbers, executor):
-            for batch in make_batches(tokens, self.tokeniser, self.limits, pinned=pinned):
-                yield number, batch
+        for _, tokens in self.tokens(plan, numbers, executor):
+            yield from make_batches(tokens, self.tokeniser, self.limits, pinned=pinned)
 
     @torch.inference_mode()
-    def _encode(
-        self, plan: Plan, ready: Iterator[tuple[int, Batch]], progress: Callable[[int], None] | None
-    ) -> Iterator[tuple[int, _Vectors, float]]:
-        """Yield the vectors of one shard after the other, on the device, perhaps still being computed."""
-        dtype = getattr(torch, plan.settings["dtype"])
-        done, waited, vectors = 0, 0.0, None
-        for number, batch, seconds in _timed(ready):
-            waited += seconds
-            rows = plan.shards[number]["rows"]
-            if vectors is None:
-                vectors = torch.empty(rows, plan.model["width"], dtype=dtype, device=self.device)
-            made = self._forward(plan, batch)
-            vectors[batch.rows.to(self.device, non_blocking=True)] = made.to(dtype)
-            done += len(batch.rows)
-            if progress is not None:
-                progress(len(batch.rows))
-            if done == rows:
-                yield number, _Vectors(vectors), waited
-                done, waited, vectors = 0, 0.0, None
+    def _encode_shard(
+        self, plan: Plan, number: int, ready: Iterator[Batch], progress: Callable[[int], None] | None
+    ) -> tuple[_Vectors, float]:
+        """The vectors of a shard, on a GPU perhaps still being computed, and the seconds waited for tokens."""
+        rows, dtype = plan.shards[number]["rows"], getattr(torch, plan.settings["dtype"])
+        vectors = torch.empty(rows, plan.model["width"], dtype=dtype, device=self.device)
+        done, waited = 0, 0.0
+        with computing(plan.settings["precision"], self.device):
+            while done < rows:
+                start = time.perf_counter()
+                batch = next(ready)
+                waited += time.perf_counter() - start
+                made = self._forward(batch, normalise=plan.settings["normalised"])
+                vectors[batch.rows.to(self.device, non_blocking=True)] = made.to(dtype)
+                done += len(batch.rows)
+                if progress is not None:
+                    progress(len(batch.rows))
+            return _Vectors(vectors), waited
 
-    def _forward(self, plan: Plan, batch: Batch) -> Tensor:
+    def _forward(self, batch: Batch, *, normalise: bool) -> Tensor:
         try:
-            with computing(plan.settings["precision"], self.device):
-                return forward(self.model, batch, normalise=plan.settings["normalised"])
+            return forward(self.model, batch, normalise=normalise)
         except torch.OutOfMemoryError as error:
             raise MAWError(
                 f"a batch of {len(batch.rows)} texts and {batch.tokens:,} tokens does not fit on {self.device}: choose "
                 f"--batch-tokens below {self.limits.tokens:,}; what was finished is kept"
             ) from error
 
-    def _write(self, plan: Plan, number: int, vectors: _Vectors, waited: float) -> Finished:
-        host = vectors.fetch().numpy()
-        finite = np.isfinite(host).all(axis=1)
+    def _finish(self, plan: Plan, number: int, vectors: _Vectors, waited: float) -> Finished:
+        return replace(self.write(plan, number, vectors.fetch().numpy()), waited=waited)
+
+    def write(self, plan: Plan, number: int, vectors: np.ndarray) -> Finished:
+        """Write a shard's vectors, and then that it is finished.
+
+        Raises:
+            MAWError: a vector is not finite, or the disk is full.
+        """
+        finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
             row = int((~finite).nonzero()[0][0])
             line = int(plan.starts[number]) + row + 1
@@ -203,19 +210,9 @@ class ShardEncoder:
                 "if it stays, the model's weights are damaged or its training diverged"
             )
         path = shard_file(self.folder, number, "npy")
-        found = write_whole(path, [npy_header(host.dtype, host.shape), host])
+        found = write_whole(path, [npy_header(vectors.dtype, vectors.shape), vectors])
         write_json(shard_file(self.folder, number, "json"), {"identity": plan.identity, "vectors": found})
-        return Finished(number, len(host), waited)
-
-
-def _timed(ready: Iterator[tuple[int, Batch]]) -> Iterator[tuple[int, Batch, float]]:
-    """Every batch with the seconds that were waited for it."""
-    while True:
-        start = time.perf_counter()
-        item = next(ready, None)
-        if item is None:
-            return
-        yield *item, time.perf_counter() - start
+        return Finished(number, len(vectors), 0.0)
 
 
 class _Vectors:
@@ -223,16 +220,13 @@ class _Vectors:
 
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors
-        self.ready = torch.cuda.Event() if vectors.is_cuda else None
-        if self.ready is not None:
-            self.ready.record()
+        self.ready = torch.cuda.current_stream(vectors.device).record_event() if vectors.is_cuda else None
 
     def fetch(self) -> Tensor:
         """The vectors on the host."""
         if self.ready is None:
-            return self.vectors
-        device = self.vectors.device
-        stream = torch.cuda.Stream(device)
+            return self.vectors.cpu()
+        stream = torch.cuda.Stream(self.vectors.device)
         with torch.cuda.stream(stream):
             stream.wait_event(self.ready)
             host = torch.empty(self.vectors.shape, dtype=self.vectors.dtype, pin_memory=True)

@@ -12,7 +12,6 @@ import numpy as np
 
 from maw.errors import MAWError
 from maw.retrieval.aside import check_file
-from maw.retrieval.identity import encoder_fingerprint
 from maw.retrieval.vector_plan import Plan, shard_file
 
 if TYPE_CHECKING:
@@ -106,6 +105,8 @@ class VectorStore:
         Raises:
             MAWError: it is another one; both fingerprints are named.
         """
+        from maw.retrieval.identity import encoder_fingerprint
+
         found, wanted = encoder_fingerprint(model), self.plan.model["fingerprint"]
         if found != wanted:
             raise MAWError(
