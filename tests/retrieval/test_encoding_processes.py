@@ -17,6 +17,7 @@ import torch
 from test_vector_store import contents, write_corpus
 from toys import WORDS, encoder
 
+from maw.errors import MAWError
 from maw.retrieval.corpus_encoding import EncodingSettings, encode_corpus
 from maw.retrieval.encoding import encode
 from maw.retrieval.models import choose_device, load_encoder
@@ -130,6 +131,11 @@ def test_a_cluster_that_loses_a_node_makes_the_same_files(work, monkeypatch):
         assert (outcome.documents, outcome.complete) == (3000, True)
         encode_corpus(model, work / "corpus.jsonl", work / "local", EncodingSettings(shard_size=100), pace=pace)
         assert contents(folder) == contents(work / "local")
+
+        with torch.no_grad():
+            model[0].model.embeddings.LayerNorm.weight.fill_(float("nan"))
+        with pytest.raises(MAWError, match=r"corpus\.jsonl, line 1: the model's vector is not finite"):
+            encode_corpus(model, work / "corpus.jsonl", work / "broken", EncodingSettings(), engine="ray")
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -13,6 +13,7 @@ import logging
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,16 +65,16 @@ def encode_on_ray(
         MAWError: Ray is not installed, or as `ShardEncoder.encode`.
     """
     try:
-        import ray  # ty: ignore[import-not-found]
-        import ray.data  # ty: ignore[import-not-found]
+        ray: Any = import_module("ray")
+        data: Any = import_module("ray.data")
     except ImportError as error:
         raise MAWError("--engine ray needs Ray: pip install 'maw-attention[ray]'") from error
     if not numbers:
         return
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # progress is shown by whoever called
+    data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what happens is told by whoever called
     kind = model.device.type
     held = {name: int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU")}
     resources, slots = {"num_cpus": 1}, held["CPU"]
@@ -88,35 +89,27 @@ def encode_on_ray(
     groups = [{"numbers": numbers[begin : begin + size]} for begin in range(0, len(numbers), size)]
     reference = ray.put(copy.deepcopy(model).to("cpu") if kind != "cpu" else model)
     job = _Job(uuid.uuid4().hex, [reference], kind, corpus.path.resolve(), folder.resolve(), plan, pace)
-    tasks: Any = ray.data.from_items(groups, override_num_blocks=len(groups))
+    tasks = data.from_items(groups, override_num_blocks=len(groups))
     pipeline = tasks.map(_encode_group, fn_kwargs={"job": job}, max_retries=-1, **resources)
-    try:
-        for row in pipeline.iter_rows():
-            for number, waited in zip(row["finished"], row["waited"], strict=True):
-                yield Finished(int(number), plan.shards[int(number)]["rows"], float(waited))
-    except ray.exceptions.RayError as error:
-        raise _own(error) or error from error
+    for row in pipeline.iter_rows():
+        if row["refused"]:
+            raise MAWError(row["refused"])
+        for number, waited in zip(row["finished"], row["waited"], strict=True):
+            yield Finished(int(number), plan.shards[int(number)]["rows"], float(waited))
 
 
 def _encode_group(row: dict[str, Any], job: _Job) -> dict[str, Any]:
     numbers = [int(number) for number in row["numbers"]]
-    if job.name not in _encoders:
-        import ray  # ty: ignore[import-not-found]
-
-        _encoders.clear()
-        model = ray.get(job.model[0]).to(job.device)
-        _encoders[job.name] = ShardEncoder(model, CorpusFile(job.corpus), job.folder, job.pace)
-    encoder = _encoders[job.name]
-    todo = [number for number in numbers if not shard_file(job.folder, number, "json").is_file()]
-    with encoder.tokenising() as executor:
-        waited = {done.number: done.waited for done in encoder.encode(job.plan, todo, executor)}
-    return {"finished": numbers, "waited": [waited.get(number, 0.0) for number in numbers]}
-
-
-def _own(error: BaseException | None) -> MAWError | None:
-    """The message for the user inside what Ray made of it."""
-    while error is not None:
-        if isinstance(error, MAWError):
-            return MAWError(str(error))
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
+    waited = dict.fromkeys(numbers, 0.0)
+    try:
+        if job.name not in _encoders:
+            _encoders.clear()
+            model = import_module("ray").get(job.model[0]).to(job.device)
+            _encoders[job.name] = ShardEncoder(model, CorpusFile(job.corpus), job.folder, job.pace)
+        encoder = _encoders[job.name]
+        todo = [number for number in numbers if not shard_file(job.folder, number, "json").is_file()]
+        with encoder.tokenising() as executor:
+            waited |= {done.number: done.waited for done in encoder.encode(job.plan, todo, executor)}
+    except MAWError as error:  # Ray would wrap it in a report of its own
+        return {"finished": [], "waited": [], "refused": str(error)}
+    return {"finished": numbers, "waited": [waited[number] for number in numbers], "refused": ""}

@@ -200,13 +200,12 @@ class ShardEncoder:
         Raises:
             MAWError: a vector is not finite, or the disk is full.
         """
-        finite = np.isfinite(vectors).all(axis=1)
-        if not finite.all():
-            row = int((~finite).nonzero()[0][0])
-            line = int(plan.starts[number]) + row + 1
+        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(broken):
+            line = int(plan.starts[number] + broken[0]) + 1
             raise MAWError(
                 f"{self.corpus.path}, line {line}: the model's vector is not finite in {plan.settings['dtype']} (and "
-                f"{int((~finite).sum()) - 1} more of this shard). Encode with --precision float32 and --dtype float32; "
+                f"{len(broken) - 1} more of this shard). Encode with --precision float32 and --dtype float32; "
                 "if it stays, the model's weights are damaged or its training diverged"
             )
         path = shard_file(self.folder, number, "npy")
