@@ -112,6 +112,26 @@ def test_maw_and_autocast_are_encoded_as_the_model_is_called(made, tmp_path):
     assert 1e-5 < np.abs(rough - expected).max() < 5e-2
 
 
+@pytest.mark.parametrize("similarity", [None, "cosine", "dot"])
+def test_vectors_have_unit_length_where_the_model_compares_by_cosine(made, tmp_path, similarity):
+    model = encoder()
+    del model[2]
+    model.similarity_fn_name = similarity
+    encode_corpus(model, made / "corpus.jsonl", tmp_path / "vectors", SETTINGS)
+    vectors = VectorStore(tmp_path / "vectors")[0:23]
+    np.testing.assert_allclose(vectors, encode(model, list(DOCUMENTS.values()), "document").numpy(), atol=2e-6)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1) == (similarity != "dot")
+
+
+def test_a_model_may_keep_the_first_numbers_only(made, tmp_path):
+    model = encoder()
+    model.truncate_dim = 8
+    encode_corpus(model, made / "corpus.jsonl", tmp_path / "vectors", SETTINGS)
+    store = VectorStore(tmp_path / "vectors")
+    assert store.shape == (23, 8)
+    np.testing.assert_allclose(store[0:23], encode(model, list(DOCUMENTS.values()), "document").numpy(), atol=2e-6)
+
+
 @pytest.mark.parametrize("name", ["other.jsonl.gz", "other.tsv"])
 def test_other_layouts_give_the_same_files(model, made, tmp_path, name):
     path = tmp_path / name
