@@ -1,6 +1,6 @@
 """Speed and memory of MAW's attention alone: plain attention, MAW, and the 5D tensor as written.
 
-    python benchmarks/attention.py [--device cuda] [--output FILE.json]
+    python benchmarks/attention.py [--device cuda] [--output FILE.json] [--commit COMMIT]
 
 Depth weights are given and forming W is included. For every shape the outputs and gradients are compared with the
 float64 reference first, on fewer texts and tokens where the reference would not fit; nothing is reported if they
@@ -13,11 +13,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measuring import extra_bytes, extra_bytes_elsewhere, finish, graph_ms, median_ms, print_extra_bytes, ratio_table
+from measuring import (
+    add_arguments,
+    extra_bytes,
+    extra_bytes_elsewhere,
+    finish,
+    graph_ms,
+    median_ms,
+    print_extra_bytes,
+    ratio_table,
+)
 from torch import Tensor
 
 from maw import reference
@@ -158,8 +166,7 @@ def measure_entropy(shape: tuple[int, ...], device: torch.device) -> dict[str, d
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="also write the figures as JSON")
-    parser.add_argument("--device", default="cpu")
+    add_arguments(parser)
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     parser.add_argument("--shape", type=int, nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -181,7 +188,7 @@ def main() -> None:
         entropy = measure_entropy(shape, device)
         ratio_table(f"{title}: entropy reward", entropy, next(iter(entropy)))
         results[title] = {"attention": rows, "entropy": entropy, "errors": errors}
-    finish({"shapes": results}, device, arguments.output)
+    finish({"shapes": results}, device, arguments)
 
 
 if __name__ == "__main__":

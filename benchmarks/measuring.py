@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -15,7 +16,7 @@ import torch
 
 from maw.benchmark.resources import describe_environment
 
-__all__ = ["extra_bytes", "finish", "median_ms", "print_extra_bytes", "ratio_table"]
+__all__ = ["add_arguments", "device_ms", "extra_bytes", "finish", "median_ms", "print_extra_bytes", "ratio_table"]
 
 
 def median_ms(function: Callable[[], Any], device: torch.device, runs: int = 20) -> float:
@@ -45,6 +46,19 @@ def graph_ms(function: Callable[[], Any]) -> float:
 
     with torch.cuda.stream(torch.cuda.Stream()):
         return do_bench_cudagraph(function, rep=50, return_mode="median")
+
+
+def device_ms(function: Callable[[], Any]) -> float:
+    """Milliseconds that the kernels of one call run on a CUDA device."""
+    from torch.profiler import ProfilerActivity, profile
+
+    function()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        function()
+        torch.cuda.synchronize()
+    kernels = [event for event in trace.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return sum(kernel.device_time for kernel in kernels) / 1e3
 
 
 def extra_bytes(function: Callable[[], Any], device: torch.device) -> int:
@@ -94,9 +108,18 @@ def ratio_table(title: str, rows: Mapping[str, Mapping[str, float]], base: str) 
         print(f"{name:26}" + "".join(cells))
 
 
-def finish(results: dict[str, Any], device: torch.device, output: Path | None) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every benchmark takes."""
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", type=Path, help="also write the figures as JSON")
+    parser.add_argument("--commit", help="what was checked out, where this is a copy without its repository")
+
+
+def finish(results: dict[str, Any], device: torch.device, arguments: argparse.Namespace) -> None:
     """Write the figures with their environment."""
-    if output is not None:
+    if arguments.output is not None:
         command = f"python benchmarks/{Path(sys.argv[0]).name} --device {device}"
-        results = {"command": command, "environment": describe_environment(device), **results}
-        output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        environment = describe_environment(device)
+        environment["commit"] = arguments.commit or environment["commit"]
+        document = {"command": command, "environment": environment, **results}
+        arguments.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -106,7 +106,7 @@ configs = st.builds(
     lambda estimator, **others: MAWConfig(**estimator, **others),
     estimator=estimators,
     layers=st.one_of(st.just("all"), st.lists(st.integers(-99, 99), min_size=1, unique=True)),
-    depth=st.integers(1, 10_000),
+    depth=st.integers(1, 4096),
     num_heads=st.none() | st.integers(1, 99),
     views=st.sampled_from(["auto", "spectral", "frame", "random", "ones"]),
     train_views=st.booleans(),

@@ -220,8 +220,8 @@ def test_public_names_are_importable_and_documented(name):
 
 ROOMS = [
     {
-        *("auxiliary", "config", "entropy", "errors", "functional", "grpo", "interpolation", "kernels", "operations"),
-        *("records", "reference", "rewards", "selector", "shapes", "views"),
+        *("auxiliary", "compiled", "config", "entropy", "errors", "functional", "grpo", "interpolation", "kernels"),
+        *("operations", "records", "reference", "rewards", "selector", "shapes", "views"),
     },
     {"module"},
     {"hf"},

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import maw
 from maw import MAWError
 from maw.entropy import normalised_slice_entropy
-from maw.interpolation import NODES, mean_slice_entropy
+from maw.interpolation import NODES, interpolated_mean_entropy
 from maw.operations import slice_entropy
 
 BATCH, HEADS, GROUP = 2, 3, 5
@@ -41,7 +41,7 @@ def test_close_to_the_exact_mean(tokens, spread, dtype, seed, masked):
     if masked:
         mask = torch.rand(BATCH, tokens, generator=torch.Generator().manual_seed(seed)) < 0.7
         mask[:, tokens // 2] = True
-    found = mean_slice_entropy(u, t, mask, scale=1.7)
+    found = interpolated_mean_entropy(u, t, mask, scale=1.7)
     assert found.dtype == dtype
     # Gaussian keys leave a few far out, which is harder than real text: see the test on the packaged encoder
     torch.testing.assert_close(found.double(), exact_mean(u, t, mask, 1.7), rtol=0, atol=1e-3)
@@ -49,39 +49,41 @@ def test_close_to_the_exact_mean(tokens, spread, dtype, seed, masked):
 
 def test_more_nodes_converge():
     u, t = draw(200, 30.0)
-    errors = [float((mean_slice_entropy(u, t, nodes=nodes) - exact_mean(u, t)).abs().max()) for nodes in (16, 32, 64)]
+    errors = [
+        float((interpolated_mean_entropy(u, t, nodes=nodes) - exact_mean(u, t)).abs().max()) for nodes in (16, 32, 64)
+    ]
     assert errors[1] < errors[0] / 4
     assert errors[2] < errors[1] / 4
 
 
 def test_equal_keys_are_uniform_attention_and_one_key_is_none():
     u, _ = draw(7, 3.0)
-    torch.testing.assert_close(mean_slice_entropy(u, torch.ones_like(u)), torch.ones_like(u[..., 0]))
+    torch.testing.assert_close(interpolated_mean_entropy(u, torch.ones_like(u)), torch.ones_like(u[..., 0]))
     mask = torch.zeros(BATCH, 7, dtype=torch.bool)
     mask[:, 2] = True
-    assert (mean_slice_entropy(u, u, mask) == 0).all()
+    assert (interpolated_mean_entropy(u, u, mask) == 0).all()
 
 
 def test_masked_tokens_have_no_influence_bit_for_bit():
     u, t = draw(70, 3.0)
     mask = torch.ones(BATCH, 70, dtype=torch.bool)
     mask[0, 40:] = False
-    before = mean_slice_entropy(u, t, mask)
+    before = interpolated_mean_entropy(u, t, mask)
     u[0, ..., 40:], t[0, ..., 40:] = torch.nan, torch.inf
-    assert torch.equal(mean_slice_entropy(u, t, mask), before)
+    assert torch.equal(interpolated_mean_entropy(u, t, mask), before)
 
 
 def test_a_text_without_a_real_key_is_an_error():
     u, t = draw(5, 1.0)
     with pytest.raises(MAWError, match="row 0 has no real key"):
-        mean_slice_entropy(u, t, torch.zeros(BATCH, 5, dtype=torch.bool))
+        interpolated_mean_entropy(u, t, torch.zeros(BATCH, 5, dtype=torch.bool))
 
 
 def test_nothing_holds_queries_and_keys_at_once(tensor_recorder):
     tokens = 1500
     u, t = draw(tokens, 1.0)
     with tensor_recorder() as recorder:
-        mean_slice_entropy(u, t)
+        interpolated_mean_entropy(u, t)
     assert recorder.largest <= BATCH * HEADS * GROUP * tokens * NODES
 
 
@@ -127,6 +129,6 @@ def test_the_reward_on_real_text_in_every_layer_of_the_packaged_encoder():
             channels = query.shape[-1]
             u = torch.einsum("hdc,bhic->bhdi", layer.query_views, query) / channels
             t = torch.einsum("hdc,bhic->bhdi", layer.key_views, key) / channels
-            reward = mean_slice_entropy(u, t, mask, scale=layer.scale).mean(1)
+            reward = interpolated_mean_entropy(u, t, mask, scale=layer.scale).mean(1)
             exact = exact_mean(u, t, mask, layer.scale).mean(1)
             torch.testing.assert_close(reward.double(), exact, rtol=0, atol=1e-4)

@@ -469,8 +469,10 @@ def test_collect_returns_means_and_forgets():
     layer(*first)
     layer(*second)
     together = layer.collect()
+    of_all_texts = {"value_explained_variance", "depth_information", "depths_alive"}
     for name, mean in together.items():
-        torch.testing.assert_close(mean, (alone[0][name] + alone[1][name]) / 2, rtol=0, atol=1e-12)
+        if name not in of_all_texts:
+            torch.testing.assert_close(mean, (alone[0][name] + alone[1][name]) / 2, rtol=0, atol=1e-12)
         assert not mean.requires_grad
     assert together["depth_usage"].shape == (DEPTH,)
     assert all(mean.ndim == 0 for name, mean in together.items() if name != "depth_usage")

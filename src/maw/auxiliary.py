@@ -29,9 +29,11 @@ class GradientScale:
         self.texts = 0
         self.per_text: Tensor | None = None
 
-    def factor(self, own_texts: int) -> Tensor | float:
+    def factor(self, own_texts: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
         """What the sum over `own_texts` texts is multiplied with; without a root, their plain mean."""
-        return 1.0 / own_texts if self.per_text is None else self.per_text
+        if self.per_text is None:  # written on the device: a copy from the host would wait for it
+            return torch.full((), 1.0 / max(own_texts, 1), dtype=dtype, device=device)
+        return self.per_text.to(device, dtype)
 
 
 class _AddGradient(torch.autograd.Function):
@@ -43,10 +45,7 @@ class _AddGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        factor = ctx.scale.factor(ctx.own_texts)
-        if not isinstance(factor, Tensor):  # written on the device: a copy from the host would wait for it
-            factor = torch.full((), factor, dtype=ctx.dtype, device=ctx.device)
-        return grads[0], factor.to(ctx.device, ctx.dtype), None, None
+        return grads[0], ctx.scale.factor(ctx.own_texts, ctx.device, ctx.dtype), None, None
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -79,6 +78,7 @@ def add_gradient(x: Tensor, loss: Tensor, scale: GradientScale, own_texts: int) 
     return _AddGradient.apply(x, loss, scale, own_texts)
 
 
+@torch.compiler.disable(reason="it speaks to the layers while backward runs: compile the model, not the training loss")
 def scale_gradient(loss: Tensor, scales: Sequence[GradientScale]) -> Tensor:
     """The training loss unchanged; its backward tells `scales` the gradient that arrived here, before any layer's."""
     return _ScaleGradient.apply(loss, scales)

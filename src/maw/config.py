@@ -20,6 +20,9 @@ Estimator = Literal["sampled", "exact"]
 Reward = Literal["entropy"]
 Kernels = Literal["auto", "torch", "triton"]
 
+LARGEST_DEPTH = 4096
+"""As many depths as a head of 64 channels has independent forms; what is stored of them is D x C x C a head."""
+
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     # The specification's snippets to the letter: identical slices, no scale, one sampled depth whose baseline is the
@@ -34,7 +37,7 @@ class MAWConfig:
 
     Args:
         layers: indices of the encoder layers that get MAW, negative ones counted from the end, or `"all"`.
-        depth: D, the number of view vectors per head.
+        depth: D, the number of view vectors per head, at most 4096.
         num_heads: the encoder's number of heads; only checked, never set. None takes the encoder's.
         views: how view vectors start: `"auto"` (spectral where it applies, else frame), `"spectral"`, `"frame"`,
             `"random"` (a control), `"ones"` (the literal recipe).
@@ -106,6 +109,11 @@ class MAWConfig:
                 raise MAWError(f"{name} must be one of {choices}, got {value!r}")
         for name in ("depth", "group_size", "updates"):
             _check_integer(name, getattr(self, name), least=1)
+        if self.depth > LARGEST_DEPTH:
+            raise MAWError(
+                f"depth must be at most {LARGEST_DEPTH}, got {self.depth}: the slices of a head with C channels span "
+                "all forms there are with C * C depths, and few are needed; 64 is the default"
+            )
         _check_integer("seed", self.seed, least=0)
         if self.num_heads is not None:
             _check_integer("num_heads", self.num_heads, least=1)

@@ -33,7 +33,7 @@ def slice_entropy(
     """Row entropies in nats of the slices with logits `scale * u_i * t_j`, over real keys only.
 
     Streams over chunks of queries; where gradients are wanted each chunk is recomputed in backward, so that memory
-    stays linear in the sequence.
+    stays linear in the sequence. Compiled, memory is what the compiler makes of it.
 
     Args:
         query_score: u, the queries' scalars in each of G slices, (B, H, G, Q).
@@ -65,7 +65,9 @@ def slice_entropy(
     # A masked scalar takes a real key's value, so that no exponential overflows; the mask removes it from every sum.
     key_score = torch.where(mask, key_score, largest)
     slope = scale * query_score
-    chunk = max(1, CHUNK_ELEMENTS // (batch * heads * group * keys))
+    if torch.compiler.is_compiling():  # a loop would bind the graph to these sizes, and the compiler fuses the sums
+        return _rows(slope, key_score, largest, smallest, mask)
+    chunk = max(1, CHUNK_ELEMENTS // max(batch * heads * group * keys, 1))
     track = torch.is_grad_enabled() and (query_score.requires_grad or key_score.requires_grad)
     parts = []
     for start in range(0, queries, chunk):

@@ -108,7 +108,7 @@ def depth_attention(
         (B, H, Q, C), in the dtype of `query`.
 
     Raises:
-        MAWError: shapes that do not fit, or a row without a real key.
+        MAWError: shapes, types or devices that do not fit, or a row without a real key.
 
     Source: method.md (7). Equal to `maw.reference.depth_attention`.
 

@@ -22,14 +22,14 @@ from torch import Tensor
 from maw.entropy import CHUNK_ELEMENTS
 from maw.shapes import check_real_keys
 
-__all__ = ["NODES", "mean_slice_entropy"]
+__all__ = ["NODES", "interpolated_mean_entropy"]
 
 NODES = 32
 """N. On real texts the reward, a mean over heads, is then within 1e-4 of the exact one in every layer of MiniLM."""
 
 
 @torch.no_grad()
-def mean_slice_entropy(
+def interpolated_mean_entropy(
     query_score: Float[Tensor, "B H G Q"],
     key_score: Float[Tensor, "B H G K"],
     mask: Bool[Tensor, "B K"] | None = None,
@@ -54,19 +54,21 @@ def mean_slice_entropy(
 
     Source: method.md section 4.
 
-    >>> mean_slice_entropy(torch.zeros(1, 1, 1, 2), torch.randn(1, 1, 1, 2)).tolist()
+    >>> interpolated_mean_entropy(torch.zeros(1, 1, 1, 2), torch.randn(1, 1, 1, 2)).tolist()
     [[[1.0]]]
     """
-    batch, _, _, keys = key_score.shape
+    batch, heads, group, keys = key_score.shape
     if mask is None:
         mask = torch.ones(batch, keys, dtype=torch.bool, device=key_score.device)
     check_real_keys(mask)
-    parts = []
-    chunk = max(1, CHUNK_ELEMENTS // (key_score[0, ..., 0].numel() * max(nodes * keys, 1)))
-    for start in range(0, batch, chunk):
-        rows = slice(start, start + chunk)
-        parts.append(_mean_of_rows(scale * query_score[rows], key_score[rows], mask[rows, None, None, :], nodes))
-    entropy = torch.cat(parts)
+    slope, tokens = scale * query_score, mask[:, None, None, :]
+    # compiled, all at once: a loop would bind the graph to these sizes, and the compiler fuses the sums
+    chunk = max(1, CHUNK_ELEMENTS // max(heads * group * nodes * keys, 1))
+    if torch.compiler.is_compiling() or chunk >= batch:
+        entropy = _mean_of_rows(slope, key_score, tokens, nodes)
+    else:
+        parts = zip(slope.split(chunk), key_score.split(chunk), tokens.split(chunk), strict=True)
+        entropy = torch.cat([_mean_of_rows(*part, nodes) for part in parts])
     count = mask.sum(dim=-1)[:, None, None]
     return torch.where(count > 1, entropy / count.clamp(min=2).to(entropy.dtype).log(), torch.zeros_like(entropy))
 
@@ -88,7 +90,7 @@ def _mean_of_rows(
     z = torch.where(mask, z, first)
     node = first + step * torch.arange(nodes, device=z.device, dtype=z.dtype)
     value, slope_of_z = _on_nodes(node, half, real_key, largest, smallest, mask)
-    return _interpolated_mean(z, mask, first, step, value, slope_of_z)
+    return _read_off(z, mask, first, step, value, slope_of_z)
 
 
 def _on_nodes(
@@ -112,7 +114,7 @@ def _on_nodes(
     return total.log() - mean, derivative
 
 
-def _interpolated_mean(
+def _read_off(
     z: Float[Tensor, "B H G Q"],
     mask: Bool[Tensor, "B 1 1 Q"],
     first: Float[Tensor, "B H G 1"],

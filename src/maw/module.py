@@ -4,34 +4,29 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from maw import grpo
+from maw import compiled, grpo
 from maw.auxiliary import GradientScale, add_gradient, in_backward
 from maw.config import MAWConfig
 from maw.errors import MAWError
-from maw.operations import TORCH, Operations, choose_operations
-from maw.records import KEPT, Record, statistics
+from maw.kernels import use_triton
+from maw.operations import Operations, choose_operations
+from maw.records import KEPT, Record, Rollout, statistics
 from maw.rewards import entropy_reward
 from maw.selector import Selector, depth_weights
-from maw.shapes import repeat_heads
+from maw.shapes import check_layer_arguments, repeat_heads
 from maw.views import Views
 
-__all__ = ["DepthAttention", "Rollout"]
+if TYPE_CHECKING:
+    from maw.kernels.ledger import Ledger
 
-
-class Rollout(NamedTuple):
-    """One group of sampled depths per text, as it was when sampled; all detached."""
-
-    state: Float[Tensor, "B S"]
-    depth_index: Int[Tensor, "B G"]
-    log_probability: Float[Tensor, "B G"]
-    reward: Float[Tensor, "B G"]
+__all__ = ["DepthAttention"]
 
 
 class _Choice(NamedTuple):
@@ -58,7 +53,7 @@ class DepthAttention(nn.Module):
         scaling: the host's factor on its logits; None is 1/sqrt(C).
 
     Raises:
-        MAWError: the views' depth disagrees with `config.depth`.
+        MAWError: the views' depth disagrees with `config.depth`, or they are not finite.
 
     Source: method.md sections 1 to 4.
 
@@ -88,15 +83,35 @@ class DepthAttention(nn.Module):
         if config.selection != "uniform":  # parameters without a use can be an error in distributed training
             self.selector = Selector(heads * channels, depth)
         self.gradient_scale = GradientScale()
-        self.records: deque[Record] = deque(maxlen=KEPT)
+        self.records: deque[Record | Ledger] = deque(maxlen=KEPT)
         # kept only where something replays them: None until `replay_loss` is first called
         self.rollouts: list[tuple[int, Rollout]] | None = None
+        self.handle = compiled.handle_of(self)
+        self.check_finite()
+        self.register_load_state_dict_post_hook(_check_loaded)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
+        super().__setstate__(state)
+        self.handle = compiled.handle_of(self)
 
     def extra_repr(self) -> str:
         """Heads, depths, channels and how weights are chosen."""
         heads, depth, channels = self.query_views.shape
         config = self.config
         return f"heads={heads}, depth={depth}, channels={channels}, selection={config.selection}, tau={config.tau}"
+
+    def check_finite(self) -> None:
+        """Raise if anything in this layer is NaN or infinite: asked where it is made and loaded, never in a forward.
+
+        Raises:
+            MAWError: names the first such tensor.
+        """
+        for name, tensor in self.state_dict().items():
+            if not (tensor.is_meta or bool(torch.isfinite(tensor).all())):
+                raise MAWError(
+                    f"{name} of a MAW layer holds NaN or infinity: the weights are damaged, or the training that made "
+                    "them diverged; use an earlier checkpoint"
+                )
 
     def forward(
         self,
@@ -119,36 +134,46 @@ class DepthAttention(nn.Module):
 
         Returns:
             whatever `attend` returns; (B, H, Q, C) without it.
+
+        Raises:
+            MAWError: shapes, types or devices that do not fit, or a text without a real key (on a CUDA device
+                `maw.hf.inputs` alone looks for that).
         """
+        check_layer_arguments(query, key, value, mask, self.query_views)
         with torch.autocast(query.device.type, enabled=False):
-            operations, choice = choose_operations(self.config.kernels, query), None
-            if self.config.selection == "uniform":
-                weight = self.query_views.new_full((query.shape[0], self.config.depth), 1.0 / self.config.depth)
+            if self._is_one_step(query):
+                query_transformed = self._one_step(query, key, mask)
             else:
-                state = operations.token_mean(query, mask).to(self.query_views.dtype)
-                if self.training:
-                    choice = self._choose(state, operations)
-                weight = self.weights(state) if choice is None else choice.depth_weight
-            query_transformed = operations.transform_query(
-                query, self.query_views, self.key_views, weight, **self._divided_by_scaling()
-            )
-            if choice is not None:
-                reward = self._reward(query.detach(), key.detach(), mask, choice.depth_index, operations)
-                query_transformed = self._with_auxiliary(query_transformed, choice, reward, operations)
+                query_transformed = self._composed(query, key, mask)
         if attend is None:
             attention_mask = None if mask is None else mask[:, None, None, :]
             key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
             return F.scaled_dot_product_attention(query_transformed, key, value, attention_mask, scale=self.scaling)
         return attend(query_transformed)
 
+    def _composed(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        """The transformed query, operation by operation."""
+        operations, choice = choose_operations(self.config.kernels, query), None
+        if self.config.selection == "uniform":
+            weight = self.query_views.new_full((query.shape[0], self.config.depth), 1.0 / self.config.depth)
+        else:
+            state = operations.token_mean(query, mask).to(self.query_views.dtype)
+            if self.training:
+                choice = self._choose(state)
+            weight = self.weights(state) if choice is None else choice.depth_weight
+        constant = None if self.constant is None else self.constant / self.scaling
+        query_transformed = operations.transform_query(
+            query, self.query_views, self.key_views, weight, constant=constant, scale=self.scale / self.scaling
+        )
+        if choice is None:
+            return query_transformed
+        reward = self._reward(query.detach(), key.detach(), mask, choice.depth_index, operations)
+        return self._with_auxiliary(query_transformed, choice, reward)
+
     def weights(self, state: Float[Tensor, "B S"]) -> Float[Tensor, "B D"]:
         """Depth weights chosen for these states: noisy in training mode, the noise-free limit in evaluation mode."""
         logits = self._logits(state)
         return depth_weights(logits, selection=self.config.selection, tau=self.config.tau, training=self.training)
-
-    def _divided_by_scaling(self) -> dict[str, Any]:
-        constant = None if self.constant is None else self.constant / self.scaling
-        return {"constant": constant, "scale": self.scale / self.scaling}
 
     def _logits(self, state: Tensor) -> Tensor:
         logits = self.selector.policy(state)
@@ -156,13 +181,15 @@ class DepthAttention(nn.Module):
 
     # The auxiliary loss
 
-    def _choose(self, state: Tensor, operations: Operations) -> _Choice:
+    def _choose(self, state: Tensor) -> _Choice:
         """Depth weights whose gradient reaches the encoder, and a group of depths whose loss must not."""
+        if torch.compiler._is_exporting_flag:  # PyTorch 2.11's is_exporting() holds under torch.compile, too
+            raise MAWError(
+                "export the model in evaluation mode, call model.eval() first: in training mode a MAW layer draws "
+                "depths and keeps records, which an exported program has no place for"
+            )
         config, detached = self.config, state.detach()
         logits, own_logits = self._logits(torch.cat([state, detached])).chunk(2)
-        if config.estimator == "sampled" and config.selection == "gumbel":
-            chosen = operations.gumbel_and_group(logits, tau=config.tau, group_size=config.group_size)
-            return _Choice(detached, own_logits, *chosen)
         weight = depth_weights(logits, selection=config.selection, tau=config.tau, training=True)
         if config.estimator == "exact":
             depth_index = torch.arange(config.depth, device=state.device).expand(state.shape[0], -1)
@@ -178,27 +205,36 @@ class DepthAttention(nn.Module):
         views = self.query_views, self.key_views
         return entropy_reward(query, key, *views, depth_index, scale=self.scale, mask=mask, operations=operations)
 
-    def _with_auxiliary(
-        self, query_transformed: Tensor, choice: _Choice, reward: Tensor, operations: Operations
-    ) -> Tensor:
+    def _with_auxiliary(self, query_transformed: Tensor, choice: _Choice, reward: Tensor) -> Tensor:
         """The transformed query, carrying the gradient of the selector's loss on these texts.
 
         A checkpointed layer runs twice, the second time inside backward: what happened is recorded the first time, and
         both times draw the same random numbers.
         """
-        texts, again = len(reward), in_backward()
+        texts = len(reward)
         rollout = Rollout(choice.state, choice.depth_index, choice.log_probability, reward)
-        loss, record = self._rollout_loss(rollout, choice.logits, operations)
-        if not again:
-            self.gradient_scale.texts += texts
-            self.records.append(record)
-            if self.rollouts is not None and self.config.updates > 1:
-                self.rollouts.append((self.config.updates - 1, rollout))
+        loss, record = self._rollout_loss(rollout, choice.logits)
+        compiling = torch.compiler.is_compiling()
+        if compiling:
+            compiled.remember(self.handle, record, rollout)
+        else:
+            self.remember(record, rollout, texts)
         if not torch.is_grad_enabled():
             return query_transformed
+        if compiling:
+            return compiled.add_gradient(query_transformed, loss.sum(), self.handle, texts)
         return add_gradient(query_transformed, loss.sum(), self.gradient_scale, texts)
 
-    def _rollout_loss(self, rollout: Rollout, logits: Tensor, operations: Operations = TORCH) -> tuple[Tensor, Record]:
+    def remember(self, record: Record | Ledger, rollout: Rollout | None, texts: int) -> None:
+        """Count one forward's texts and keep what happened to them; nothing in a checkpointed layer's second run."""
+        if in_backward() or not texts:
+            return
+        self.gradient_scale.texts += texts
+        self.records.append(record)
+        if self.rollouts is not None and self.config.updates > 1 and rollout is not None:
+            self.rollouts.append((self.config.updates - 1, rollout))
+
+    def _rollout_loss(self, rollout: Rollout, logits: Tensor) -> tuple[Tensor, Record]:
         """The auxiliary loss per text, and what is remembered of it."""
         config, reward, depth_index = self.config, rollout.reward, rollout.depth_index
         value = self.selector.value(rollout.state)
@@ -210,13 +246,34 @@ class DepthAttention(nn.Module):
         else:
             names = ("advantage", "clip", "auxiliary_weight", "value_weight", "kl_weight", "entropy_weight")
             settings = {name: getattr(config, name) for name in names}
-            loss, policy_loss, clip_share = operations.group_loss(
+            loss, policy_loss, clip_share = grpo.group_loss(
                 logits, value, depth_index, reward, rollout.log_probability, **settings
             )
         # logits are half of a tensor that also holds the other half's: kept as their own
         kept = (logits.clone(), depth_index, reward, value, loss, policy_loss)
         all_arms = config.estimator == "exact"
         return loss, Record(*(tensor.detach() for tensor in kept), clip_share=clip_share, all_arms=all_arms)
+
+    # The same in one step on a GPU
+
+    def _is_one_step(self, query: Tensor) -> bool:
+        """Whether `maw.kernels.layer` serves this forward."""
+        config = self.config
+        if config.selection not in ("gumbel", "softmax") or not use_triton(config.kernels, query):
+            return False
+        return config.estimator == "sampled" if self.training else not torch.is_grad_enabled()
+
+    def _one_step(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        from maw.kernels import layer
+
+        views = self.query_views.contiguous(), self.key_views.contiguous(), self.constant
+        weights = layer.Weights.of(self.selector)
+        given = layer.Given(*views, weights, self.config, self.scale, self.scaling, self.gradient_scale)
+        if not self.training:
+            return layer.encode(query, mask, given)
+        trained = layer.train(query, key, mask, given)
+        self.remember(trained.ledger, trained.rollout() if self.config.updates > 1 else None, len(query))
+        return trained.query
 
     def replay_loss(self) -> Tensor | None:
         """With `updates` > 1: the mean loss per text of the groups sampled for earlier losses, under today's policy.
@@ -239,6 +296,10 @@ class DepthAttention(nn.Module):
 
     def collect(self) -> dict[str, Tensor]:
         """Means of what was recorded since the last call, which forgets it: see `maw.records.statistics`."""
-        collected = statistics(self.records)
+        collected = statistics([kept.record() for kept in self.records])
         self.records.clear()
         return collected
+
+
+def _check_loaded(layer: DepthAttention, incompatible_keys: object) -> None:
+    layer.check_finite()

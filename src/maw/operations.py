@@ -1,12 +1,10 @@
-"""The operations that a training step repeats in every MAW layer, in PyTorch and in Triton, and the choice.
+"""The operations of a MAW layer that read every token, in PyTorch and in Triton, and the choice between them.
 
     token_mean         the selector's state                        maw.selector       | maw.kernels.token_mean
     transform_query    q W, (7)                                    maw.functional     | maw.kernels.transform
     slice_entropy      mean normalised entropy of chosen slices    below              | maw.kernels.entropy
-    gumbel_and_group   depth weights and sampled depths            below              | maw.kernels.selection
-    group_loss         the auxiliary loss of sampled depths        maw.grpo           | maw.kernels.group_loss
 
-The first three read every token; the last two are a few numbers a text, and in PyTorch many small launches.
+All else is a few numbers a text. With the default settings `maw.kernels.layer` does that on the GPU too, in one go.
 """
 
 from __future__ import annotations
@@ -18,17 +16,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from maw import grpo
 from maw.config import Kernels
 from maw.entropy import normalised_slice_entropy
 from maw.functional import transform_query
-from maw.grpo import GroupLoss
-from maw.interpolation import NODES, mean_slice_entropy
+from maw.interpolation import NODES, interpolated_mean_entropy
 from maw.kernels import use_triton
-from maw.selector import depth_weights, token_mean
+from maw.selector import token_mean
 from maw.shapes import repeat_heads
 
-__all__ = ["TORCH", "Operations", "choose_operations", "gumbel_and_group", "slice_entropy"]
+__all__ = ["TORCH", "Operations", "choose_operations", "slice_entropy"]
 
 
 class Operations(NamedTuple):
@@ -37,8 +33,6 @@ class Operations(NamedTuple):
     token_mean: Callable[..., Tensor]
     transform_query: Callable[..., Tensor]
     slice_entropy: Callable[..., Tensor]
-    gumbel_and_group: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    group_loss: Callable[..., GroupLoss]
 
 
 def slice_entropy(
@@ -83,7 +77,7 @@ def slice_entropy(
         query_score = torch.einsum("hbgc,bhic->bhgi", chosen_query, query.to(dtype)) / channels
         key_score = torch.einsum("hbgc,bhjc->bhgj", chosen_key, key.to(dtype)) / channels
         if query.shape[2] > 2 * NODES:
-            return mean_slice_entropy(query_score, key_score, mask, scale=scale)
+            return interpolated_mean_entropy(query_score, key_score, mask, scale=scale)
         entropy = normalised_slice_entropy(query_score, key_score, mask, scale=scale)
         if mask is None:
             return entropy.mean(dim=-1)
@@ -91,29 +85,7 @@ def slice_entropy(
         return entropy.masked_fill(~token, 0.0).sum(dim=-1) / token.sum(dim=-1)
 
 
-def gumbel_and_group(
-    logits: Float[Tensor, "B D"], *, tau: float, group_size: int
-) -> tuple[Float[Tensor, "B D"], Int[Tensor, "B G"], Float[Tensor, "B G"]]:
-    """Gumbel-Softmax depth weights, and G depths drawn from the same policy with their log-probabilities.
-
-    Args:
-        logits: policy logits, (B, D).
-        tau: temperature of the weights.
-        group_size: G.
-
-    Returns:
-        w, (B, D), with the gradient of the logits; depth_index, (B, G), and log pi(d), (B, G), without.
-
-    >>> w, depth_index, _ = gumbel_and_group(torch.tensor([[0.0, 100.0]]), tau=1.0, group_size=2)
-    >>> w.sum().item(), depth_index.tolist()
-    (1.0, [[1, 1]])
-    """
-    depth_index = grpo.sample_group(logits, group_size)
-    weights = depth_weights(logits, selection="gumbel", tau=tau, training=True)
-    return weights, depth_index, grpo.log_probability(logits.detach(), depth_index)
-
-
-TORCH = Operations(token_mean, transform_query, slice_entropy, gumbel_and_group, grpo.group_loss)
+TORCH = Operations(token_mean, transform_query, slice_entropy)
 
 
 def choose_operations(kernels: Kernels, query: Tensor) -> Operations:
@@ -127,12 +99,7 @@ def choose_operations(kernels: Kernels, query: Tensor) -> Operations:
     """
     if not use_triton(kernels, query):
         return TORCH
-    from maw.kernels import entropy, group_loss, selection, token_mean, transform
+    from maw.kernels import entropy, transform
+    from maw.kernels import token_mean as state
 
-    return Operations(
-        token_mean.token_mean,
-        transform.transform_query,
-        entropy.mean_slice_entropy,
-        selection.gumbel_and_group,
-        group_loss.group_loss,
-    )
+    return Operations(state.token_mean, transform.transform_query, entropy.slice_entropy)

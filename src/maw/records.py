@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from maw import grpo
 
-__all__ = ["KEPT", "Record", "statistics"]
+__all__ = ["KEPT", "Record", "Rollout", "statistics"]
 
 KEPT = 256
 """The latest forwards whose records a layer keeps until they are collected."""
 
 
 class Record(NamedTuple):
-    """One forward's texts; all detached. `reward` and `depth_index` hold all D arms under the exact estimator."""
+    """The texts of one forward; all detached. `reward` and `depth_index` hold all D arms under the exact estimator."""
 
     logits: Float[Tensor, "B D"]
     depth_index: Int[Tensor, "B G"]
@@ -34,19 +34,41 @@ class Record(NamedTuple):
     clip_share: Float[Tensor, " B"] | None
     all_arms: bool
 
+    def record(self) -> Record:
+        """Itself; what the kernels keep makes one only when it is asked."""
+        return self
+
+
+class Rollout(NamedTuple):
+    """One group of sampled depths per text, as it was when sampled; all detached."""
+
+    state: Float[Tensor, "B S"]
+    depth_index: Int[Tensor, "B G"]
+    log_probability: Float[Tensor, "B G"]
+    reward: Float[Tensor, "B G"]
+
 
 def statistics(records: Sequence[Record]) -> dict[str, Tensor]:
-    """Means over the records of each forward's statistics; empty without records.
+    """What the selector did on all texts of these records together; empty without records.
 
-    They are of the latest `KEPT` forwards at most. Every forward counts alike, and one that replays an earlier group
-    counts again. A group of one has no `reward_spread` and `zero_spread`. `depth_usage` is a vector, (D,); all others
-    are scalars. Policy entropy is relative to log D, `kl` and `k3` are against the uniform policy, `depth_information`
-    is the mutual information of depth and text in nats.
+    Every text counts alike, however texts were split into forwards, once for each update that its group serves: a
+    replay counts it again, under the policy of that time. A layer keeps its latest `KEPT` forwards, so of a longer
+    stretch these are the statistics of its end.
+
+    Returns:
+        scalars, and the vector `depth_usage`, (D,). A group of one has no `reward_spread` and `zero_spread`. Policy
+        entropy is relative to log D, `kl` and `k3` are against the uniform policy, `depth_information` is the mutual
+        information of depth and text in nats.
     """
-    if not records:
-        return {}
-    rows = [_of_one(record) for record in records]
-    return {name: torch.stack([row[name] for row in rows]).mean(dim=0) for name in rows[0]}
+    return _of_one(_joined(records)) if records else {}
+
+
+def _joined(records: Sequence[Record]) -> Record:
+    """All texts in one record; those of one layer differ in their number of texts only."""
+    columns: list[Any] = list(zip(*records, strict=True))
+    *kept, clip_share, all_arms = columns
+    clipped = None if clip_share[0] is None else torch.cat(clip_share)
+    return Record(*(torch.cat(values) for values in kept), clip_share=clipped, all_arms=all_arms[0])
 
 
 @torch.no_grad()

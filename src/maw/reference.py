@@ -120,10 +120,11 @@ def seven_steps(
         scale: factor on the mixed scores.
 
     Returns:
-        The intermediates and the output, (B, H, Q, C).
+        The intermediates and the output, (B, H, Q, C). Views, weights and constant may be wider than q, k and v, which
+        then widen the intermediates; the output has the type of q.
 
     Raises:
-        MAWError: shapes that do not fit, or a row without a real key.
+        MAWError: shapes, types or devices that do not fit, or a row without a real key.
 
     Source: method.md (1) to (6).
 
@@ -137,10 +138,11 @@ def seven_steps(
     query_expanded = expand_query(query, query_views)
     key_expanded = expand_key(key, key_views)
     score = depth_last(score_slices(query_expanded, key_expanded))
-    constant_logit = None if constant is None else query @ constant @ key.mT
+    constant_logit = None if constant is None else query @ constant.to(query.dtype) @ key.mT
     logit = mix_depths(score, depth_weight, scale=scale, constant_logit=constant_logit)
     attention = attention_probabilities(logit, mask)
-    return SevenSteps(query_expanded, key_expanded, score, depth_weight, logit, attention, attend(attention, value))
+    output = attend(attention.to(value.dtype), value)
+    return SevenSteps(query_expanded, key_expanded, score, depth_weight, logit, attention, output)
 
 
 def depth_attention(

@@ -36,7 +36,7 @@ class Host:
 
     model: str
     settings: dict[str, Any] = field(default_factory=dict)
-    kernels: tuple[str, ...] = ("sdpa", "eager")
+    implementations: tuple[str, ...] = ("sdpa", "eager")
     left_padding: bool = False
     views: str = "spectral"
 
@@ -48,7 +48,7 @@ HOSTS = {
     "camembert": Host("Camembert", BERT_LIKE),
     "electra": Host("Electra", {**BERT_LIKE, "embedding_size": 24}),
     "distilbert": Host("DistilBert", {"dim": 24, "n_layers": 2, "n_heads": 3, "hidden_dim": 31}),
-    "mpnet": Host("MPNet", BERT_LIKE, kernels=("eager",)),
+    "mpnet": Host("MPNet", BERT_LIKE, implementations=("eager",)),
     "modernbert": Host(
         "ModernBert",
         {
@@ -96,7 +96,7 @@ def build(name: str, attention: str | None = None, **changes: Any):
     config = getattr(transformers, f"{host.model}Config")(**{**common, **host.settings, **changes})
     for dropout in [key for key in config.to_dict() if "drop" in key and key != "classifier_dropout"]:
         setattr(config, dropout, 0.0)
-    config._attn_implementation = attention or host.kernels[0]
+    config._attn_implementation = attention or host.implementations[0]
     return model(config).eval()
 
 

@@ -17,13 +17,13 @@ from maw.selector import token_mean
 from maw.shapes import repeat_heads
 
 EVERY = list(HOSTS)
-WITH_KERNEL = [(name, kernel) for name, host in HOSTS.items() for kernel in host.kernels]
+WITH_IMPLEMENTATION = [(name, attention) for name, host in HOSTS.items() for attention in host.implementations]
 REAL = MASK.bool()
 
 
-@pytest.mark.parametrize(("name", "kernel"), WITH_KERNEL)
-def test_exact_start_then_not(name, kernel):
-    model = build(name, kernel, initializer_range=0.1)
+@pytest.mark.parametrize(("name", "attention"), WITH_IMPLEMENTATION)
+def test_exact_start_then_not(name, attention):
+    model = build(name, attention, initializer_range=0.1)
     inputs = [(TOKENS, MASK)]
     if HOSTS[name].left_padding:  # positions from the first token change nothing for the host itself
         inputs.append((TOKENS.flip(1), MASK.flip(1)))
@@ -54,11 +54,11 @@ def test_the_report_names_views_and_sizes(name):
         assert not maw_layers(model)
 
 
-@pytest.mark.parametrize(("name", "kernel"), WITH_KERNEL)
-def test_padding_and_company_change_nothing(name, kernel):
-    model = stir(attach(build(name, kernel)))
+@pytest.mark.parametrize(("name", "attention"), WITH_IMPLEMENTATION)
+def test_padding_and_company_change_nothing(name, attention):
+    model = stir(attach(build(name, attention)))
     close = {"atol": 1e-10, "rtol": 1e-10}
-    if kernel == "sdpa":
+    if attention == "sdpa":
         model = model.double()
     else:  # Transformers' eager softmax is in float32 whatever the model's type
         close = {"atol": 2e-5, "rtol": 1e-5}
@@ -133,9 +133,9 @@ def _gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize(("name", "kernel"), WITH_KERNEL)
-def test_sixteen_bits_stay_finite(name, kernel):
-    model = stir(attach(build(name, kernel))).train()
+@pytest.mark.parametrize(("name", "attention"), WITH_IMPLEMENTATION)
+def test_sixteen_bits_stay_finite(name, attention):
+    model = stir(attach(build(name, attention))).train()
     for side in (0, 1):  # padding on the right, then on the left: rows without any key, in a causal host
         tokens, mask = (part.roll(-LENGTH * side, dims=1) for part in (TOKENS, MASK))
         with torch.autocast("cpu", torch.bfloat16):

@@ -11,9 +11,11 @@ import os
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import maw
 from maw import MAWError
+from maw.auxiliary import scale_gradient
 from maw.kernels import LARGEST_HEAD, use_triton
 from maw.module import DepthAttention
 from maw.operations import TORCH, choose_operations
@@ -107,11 +109,31 @@ def test_transform_and_its_gradients(dtype, tokens, channels, depth, with_consta
 
 
 def test_many_texts_and_long_texts_share_their_gradients_in_order(monkeypatch):
-    from maw.kernels import transform
+    from maw.kernels import transform, transform_backward
 
-    monkeypatch.setattr(transform, "ROWS", 64)  # a text is split over programs
-    monkeypatch.setattr(transform, "PROGRAMS", 2)  # and a program serves several texts
+    for place in (transform, transform_backward):
+        monkeypatch.setattr(place, "ROWS", 64)  # a text is split over programs
+    monkeypatch.setattr(transform_backward, "PROGRAMS", 2)  # and a program serves several texts
     test_transform_and_its_gradients(torch.float32, 150, 16, 5, True)
+
+
+def test_a_query_that_begins_anywhere_in_memory():
+    tensors = draw(37, 16, 5, torch.float32)
+    del tensors["key"], tensors["constant"]
+    expected = operations().transform_query(**tensors)
+    for offset in (1, 4):  # the form for multiples of 16 bytes is compiled by now
+        wide = torch.randn(BATCH, HEADS, 37, 16 + offset, device=DEVICE)
+        wide[..., offset:] = tensors["query"]
+        found = operations().transform_query(**tensors | {"query": wide[..., offset:]})
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_plan_wants_its_constants_in_order():
+    from maw.kernels.launching import Plan
+    from maw.kernels.token_mean import _sum_rows
+
+    with pytest.raises(TypeError, match=r"HEADS.*in this order"):
+        Plan(_sum_rows, (1, 1, 1), (1, 1, 1, 1, 1), CHANNELS=4, HEADS=1, BLOCK_Q=64, BLOCK_C=16)
 
 
 def test_frozen_views_get_no_gradient():
@@ -166,67 +188,111 @@ def test_token_mean_ignores_what_is_no_token(dtype, masked):
     torch.testing.assert_close(actual, expected, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("depth", [5, 19])
-def test_gumbel_weights_and_group_follow_from_the_noise(depth, monkeypatch):
-    logits = torch.randn(BATCH, depth, device=DEVICE).requires_grad_()
-    noise = torch.rand(BATCH, 4, depth, device=DEVICE) + 0.1
-    monkeypatch.setattr(Tensor, "exponential_", lambda self: self.copy_(noise))
-    weights, depth_index, log_probability = operations().gumbel_and_group(logits, tau=2.0, group_size=3)
-    expected = ((logits - noise[:, 0].log()) / 2.0).softmax(dim=-1)
-    torch.testing.assert_close(weights, expected)
-    policy = logits.detach().softmax(dim=-1)
-    assert (depth_index == (policy[:, None] / noise[:, 1:]).argmax(dim=-1)).all()
-    torch.testing.assert_close(log_probability, policy.log().gather(1, depth_index))
-    probe = torch.randn_like(weights)
-    torch.testing.assert_close(*(torch.autograd.grad(w, logits, probe)[0] for w in (weights, expected)))
+def give_both_the_same_noise(monkeypatch, depth: int, group: int) -> None:
+    """Exponential numbers that depend on the shape alone, one row for the weights and G for the group."""
+    noise = torch.rand(BATCH, group + 1, depth, generator=torch.Generator().manual_seed(1)).to(DEVICE) + 0.1
+    rows = {(BATCH, depth): noise[:, 0], (BATCH, group, depth): noise[:, 1:], tuple(noise.shape): noise}
+    monkeypatch.setattr(Tensor, "exponential_", lambda self: self.copy_(rows[tuple(self.shape)]))
+
+
+def layer_outcome(config: maw.MAWConfig, masked: bool, dtype=torch.float32) -> dict[str, Tensor]:
+    """Output, gradients of a training loss and of the auxiliary loss together, and what was recorded."""
+    torch.manual_seed(0)
+    layer = DepthAttention(config, frame_views(HEADS, 16, config.depth, scaling=0.25)).to(DEVICE)
+    for network in (layer.selector.policy_network, layer.selector.value_network):
+        torch.nn.init.normal_(network[-1].weight)
+    query, key, value = (draw(37, 16, config.depth, dtype)["query"] for _ in range(3))
+    mask = ragged(37) if masked else None
+    real = torch.ones(BATCH, 37, dtype=torch.bool, device=DEVICE) if mask is None else mask
+    output = layer(query.requires_grad_(), key, value, mask).masked_fill(~real[:, None, :, None], 0.0)
+    scale_gradient(output.float().square().sum(), [layer.gradient_scale]).mul(0.7).backward()
+    gradients = {name: p.grad for name, p in layer.named_parameters()} | {"query": query.grad}
+    # advantages of a group sum to zero, so its policy loss is a rounding: on the scale of its terms
+    record = {name: value for name, value in layer.records[0].record()._asdict().items() if isinstance(value, Tensor)}
+    record["policy_loss"] = 1 + record["policy_loss"]
+    return {"output": output, **gradients, **record}
+
+
+@pytest.mark.parametrize(
+    ("depth", "masked", "selection", "advantage", "group"),
+    [
+        (4, False, "gumbel", "std", 8),
+        (19, True, "gumbel", "std", 2),
+        (19, True, "gumbel", "leave-one-out", 3),
+        (4, True, "softmax", "none", 1),
+        (19, False, "gumbel", "none", 2),
+    ],
+)
+def test_a_layer_in_one_step_gives_what_it_gives_in_pytorch(monkeypatch, depth, masked, selection, advantage, group):
+    give_both_the_same_noise(monkeypatch, depth, group)
+    settings = {"selection": selection, "advantage": advantage, "group_size": group, "tau": 2.0, "kl_weight": 0.2}
+    settings |= {"entropy_weight": 0.1, "auxiliary_weight": 1.0, "value_weight": 0.7, "depth": depth}
+    expected, actual = (
+        layer_outcome(maw.MAWConfig(kernels=kernels, **settings), masked) for kernels in ("torch", "triton")
+    )
+    assert expected.keys() == actual.keys()
+    for name, truth in expected.items():
+        torch.testing.assert_close(actual[name], truth, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("changes", [{"estimator": "exact"}, {"selection": "hard"}, {"selection": "uniform"}])
+def test_a_layer_composed_of_kernels_gives_what_it_gives_in_pytorch(monkeypatch, changes):
+    give_both_the_same_noise(monkeypatch, 5, 8)
+    outcomes = []
+    for kernels in ("torch", "triton"):
+        config = maw.MAWConfig(depth=5, kernels=kernels, auxiliary_weight=1.0, **changes)
+        torch.manual_seed(0)
+        layer = DepthAttention(config, frame_views(HEADS, 16, 5, scaling=0.25)).to(DEVICE)
+        query, key, value = (draw(37, 16, 5, torch.float32)["query"] for _ in range(3))
+        layer(query.requires_grad_(), key, value, ragged(37)).square().sum().backward()
+        outcomes.append({name: p.grad for name, p in layer.named_parameters()} | {"query": query.grad})
+    for name, truth in outcomes[0].items():
+        torch.testing.assert_close(outcomes[1][name], truth, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("selection", ["gumbel", "softmax", "hard"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_layer_in_evaluation(selection, grad):
+    outputs = []
+    for kernels in ("torch", "triton"):
+        torch.manual_seed(0)
+        config = maw.MAWConfig(depth=19, kernels=kernels, selection=selection, tau=0.5)
+        layer = DepthAttention(config, frame_views(HEADS, 16, 19, scaling=0.25)).to(DEVICE).eval()
+        torch.nn.init.normal_(layer.selector.policy_network[-1].weight)
+        query, key, value = (draw(37, 16, 19, torch.float32)["query"] for _ in range(3))
+        with torch.set_grad_enabled(grad):
+            outputs.append(layer(query, key, value, ragged(37)).masked_fill(~ragged(37)[:, None, :, None], 0.0))
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
 
 
 def test_groups_are_drawn_from_the_policy():
-    logits = torch.tensor([[0.0, 1.0, 2.0, -30.0, 0.5]], device=DEVICE)
     draws = 4000 if GPU else 400
-    _, depth_index, _ = operations().gumbel_and_group(logits, tau=1.0, group_size=draws)
-    share = torch.bincount(depth_index[0], minlength=5) / draws
-    torch.testing.assert_close(share, logits.softmax(dim=-1)[0], rtol=0, atol=4 / draws**0.5)
+    config = maw.MAWConfig(depth=5, kernels="triton", group_size=draws)
+    layer = DepthAttention(config, frame_views(1, 16, 5, scaling=0.25)).to(DEVICE)
+    logits = torch.tensor([0.0, 1.0, 2.0, -30.0, 0.5], device=DEVICE)
+    with torch.no_grad():
+        layer.selector.policy_network[-1].bias.copy_(logits)
+    query = draw(4, 16, 5, torch.float32, batch=1, heads=1)["query"]
+    layer(query, query, query)
+    share = torch.bincount(layer.records[0].depth_index[0], minlength=5) / draws
+    torch.testing.assert_close(share, logits.softmax(dim=-1), rtol=0, atol=4 / draws**0.5)
 
 
-@pytest.mark.parametrize("advantage", ["std", "none", "leave-one-out"])
-@pytest.mark.parametrize("group", [1, 2, 5])
-def test_group_loss_and_its_gradients(advantage, group):
-    depth = 7
-    logits, before = torch.randn(2, 6, depth, device=DEVICE)  # far from the policy that was sampled: some are clipped
-    reward, value = torch.randn(6, group, device=DEVICE), torch.randn(6, device=DEVICE)
-    reward[0] = 0.5
-    index = torch.randint(depth, (6, group), device=DEVICE)
-    sampled = before.log_softmax(dim=-1).gather(1, index)
-    settings = {"auxiliary_weight": 0.3, "value_weight": 0.7, "kl_weight": 0.2, "entropy_weight": 0.1, "clip": 0.2}
-    probe, found = torch.randn(6, device=DEVICE), []
-    for function, dtype in ((operations().group_loss, torch.float32), (TORCH.group_loss, torch.float64)):
-        leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (logits, value)]
-        rest = (index, reward.to(dtype), sampled.to(dtype))
-        outcome = function(*leaves, *rest, advantage=advantage, **settings)
-        found.append((*outcome, *torch.autograd.grad(outcome.loss, leaves, probe.to(dtype))))
-    assert found[1][2].sum() > 0
-    for actual, expected in zip(*found, strict=True):
-        torch.testing.assert_close(actual.detach().double(), expected.detach().double(), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("depth", [4, 19])
-def test_a_whole_layer_gives_what_it_gives_in_pytorch(depth):
-    """Output and gradients of training, auxiliary loss included, with the random numbers of both alike."""
-    outcomes = []
-    for kernels in ("torch", "triton"):
+def test_a_checkpointed_layer_draws_the_same_noise_and_is_recorded_once():
+    gradients = []
+    for checkpointed in (False, True):
         torch.manual_seed(0)
-        config = maw.MAWConfig(depth=depth, kernels=kernels, estimator="exact", auxiliary_weight=1.0)
-        layer = DepthAttention(config, frame_views(HEADS, 16, depth, scaling=0.25)).to(DEVICE)
-        torch.nn.init.normal_(layer.selector.policy_network[-1].weight)
-        query, key, value = (draw(37, 16, depth, torch.float32)["query"] for _ in range(3))
-        output = layer(query.requires_grad_(), key, value, ragged(37))
-        real = ragged(37)[:, None, :, None]
-        output.masked_fill(~real, 0.0).square().sum().backward()
-        gradients = {name: p.grad for name, p in layer.named_parameters()} | {"query": query.grad}
-        outcomes.append({"output": output.masked_fill(~real, 0.0), **gradients, **layer.collect()})
-    for name, expected in outcomes[0].items():
-        torch.testing.assert_close(outcomes[1][name], expected, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+        config = maw.MAWConfig(depth=5, kernels="triton", auxiliary_weight=1.0)
+        layer = DepthAttention(config, frame_views(HEADS, 16, 5, scaling=0.25)).to(DEVICE)
+        query = draw(37, 16, 5, torch.float32)["query"].requires_grad_()
+        torch.manual_seed(1)
+        given = (layer, query, query, query)
+        output = checkpoint(*given, use_reentrant=False) if checkpointed else layer(*given[1:])
+        output.square().sum().backward()
+        assert len(layer.records) == 1
+        gradients.append([query.grad, *(p.grad for p in layer.parameters())])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_layer_that_is_all_half_precision_trains():

@@ -190,8 +190,8 @@ def insert(host: PreTrainedModel, config: MAWConfig) -> tuple[LayerReport, ...]:
             f"num_heads is {config.num_heads} but the encoder has {heads} heads: MAW uses the encoder's own; "
             f"leave num_heads out or give {heads}"
         )
-    kernels = interface.KERNELS if layers[0].family.interface else mpnet.KERNELS
-    interface.check_kernel(host.config._attn_implementation, kernels)
+    allowed = interface.IMPLEMENTATIONS if layers[0].family.interface else mpnet.IMPLEMENTATIONS
+    interface.check_implementation(host.config._attn_implementation, allowed)
     reports = []
     for index in config.layer_indices(len(layers)):
         layer = layers[index]

@@ -19,10 +19,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from maw.errors import MAWError
 from maw.hf.masks import key_mask
 
-__all__ = ["IMPLEMENTATION", "KERNELS", "carry", "check_kernel", "maw_attention", "release"]
+__all__ = ["IMPLEMENTATIONS", "NAME", "carry", "check_implementation", "maw_attention", "release"]
 
-IMPLEMENTATION = "maw"
-KERNELS = ("sdpa", "eager", "flex_attention")
+NAME = "maw"
+IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")
 """Attention implementations of the host that a MAW layer can call."""
 
 
@@ -45,9 +45,9 @@ def maw_attention(
         MAWError: the host was set to an implementation that MAW cannot call, or there are more keys than queries.
     """
     name = cast("Any", module.maw_host_config)._attn_implementation
-    check_kernel(name)
+    check_implementation(name)
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    kernel: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+    host_attention: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
     batch, _, queries, _ = query.shape
     keys = key.shape[2]
     if queries != keys:
@@ -57,13 +57,13 @@ def maw_attention(
         )
 
     def attend(transformed: Tensor) -> Any:
-        return kernel(module, transformed, key, value, attention_mask, scaling=scaling, **options)
+        return host_attention(module, transformed, key, value, attention_mask, scaling=scaling, **options)
 
     maw = cast("nn.Module", module.maw)
     return maw(query, key, value, key_mask(attention_mask, batch, keys), attend=attend)
 
 
-def check_kernel(name: str | None, allowed: tuple[str, ...] = KERNELS) -> None:
+def check_implementation(name: str | None, allowed: tuple[str, ...] = IMPLEMENTATIONS) -> None:
     """Raise unless MAW can call this attention implementation.
 
     Raises:
@@ -87,7 +87,7 @@ def carry(attention: Any) -> None:
     """Let one attention layer call `maw_attention`: through its own copy of the config."""
     attention.maw_host_config = attention.config
     attention.config = copy.copy(attention.config)
-    attention.config._attn_implementation = IMPLEMENTATION
+    attention.config._attn_implementation = NAME
 
 
 def release(attention: Any) -> None:
@@ -96,6 +96,6 @@ def release(attention: Any) -> None:
     del attention.maw_host_config
 
 
-AttentionInterface.register(IMPLEMENTATION, maw_attention)
+AttentionInterface.register(NAME, maw_attention)
 # No model is ever set to "maw" as a whole; were one, a missing mask function would silently drop its padding mask.
-AttentionMaskInterface.register(IMPLEMENTATION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

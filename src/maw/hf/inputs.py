@@ -1,6 +1,6 @@
 """What a host with MAW may be given: one text a row, each beginning at position 0.
 
-`watch` puts a hook before the host's forward that sees to both.
+`watch` puts a hook before the host's forward that sees to both, and to a token in every text, once for all layers.
 
 - Several texts flattened into one row have one state and one set of depth weights between them: refused.
 - MAW transforms queries after they were rotated, so its logits depend on the positions themselves, not only on their
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from maw.errors import MAWError
 from maw.hf.hosts import family_of
+from maw.shapes import check_real_keys, require_all
 
 __all__ = ["positions_from_first_token", "unwatch", "watch"]
 
@@ -57,8 +58,12 @@ def _prepare(host: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any
         )
     mask, positions = given.get("attention_mask"), given.get("position_ids")
     tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+    if isinstance(tokens, Tensor) and tokens.ndim > 1 and tokens.shape[1] == 0:
+        raise MAWError(f"MAW needs a token in every text, got inputs of shape {tuple(tokens.shape)}: drop empty texts")
     if not isinstance(tokens, Tensor) or not isinstance(mask, Tensor) or mask.shape != tokens.shape[:2]:
         mask = None
+    else:
+        check_real_keys(mask, "attention_mask")
     if positions is not None:
         _check_one_text_a_row(positions, mask)
     elif mask is not None and family_of(host).rotary:
@@ -68,17 +73,12 @@ def _prepare(host: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _check_one_text_a_row(positions: Tensor, mask: Tensor | None) -> None:
-    """Raise where positions do not count up by one from token to token: Transformers takes that for a new text.
-
-    On a GPU a violation ends the program with a device-side assertion; nothing waits for the device.
-    """
-    if torch.compiler.is_compiling():
-        return
+    """Raise where positions do not count up by one from token to token: Transformers takes that for a new text."""
     good = positions.diff(dim=-1) == 1
     if mask is not None:
         good = good | mask[:, 1:].eq(0) | mask[:, :-1].eq(0)
-    message = "MAW needs one text a row, got position_ids that do not count up by one: texts packed into one row?"
-    if positions.device.type == "cuda":
-        torch._assert_async(good.all(), message)
-    elif not bool(good.all()):
-        raise MAWError(f"{message} Pad the texts instead")
+    require_all(
+        good.all(dim=-1),
+        "MAW needs one text a row, got position_ids that do not count up by one in {row}: texts packed into one row? "
+        "Pad the texts instead",
+    )

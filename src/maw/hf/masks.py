@@ -13,6 +13,8 @@ from maw.errors import MAWError
 
 __all__ = ["key_mask"]
 
+ADVICE = "give the encoder a mask of shape (B, K), ones where there is a token"
+
 
 def key_mask(attention_mask: Any, batch: int, keys: int) -> Bool[Tensor, "B K"] | None:
     """Which keys are real tokens: (B, K), True = token; None means all are.
@@ -38,16 +40,20 @@ def key_mask(attention_mask: Any, batch: int, keys: int) -> Bool[Tensor, "B K"] 
         return None
     if isinstance(attention_mask, BlockMask):
         return _block_diagonal(attention_mask, batch, keys)
-    shape = tuple(attention_mask.shape)
-    if len(shape) != 4 or shape[0] not in (1, batch) or shape[2] not in (1, keys) or shape[3] != keys:
+    if not isinstance(attention_mask, Tensor):
         raise MAWError(
-            f"the attention mask must have shape (B={batch} or 1, 1, Q={keys} or 1, K={keys}), got {shape}: "
-            "give the encoder a mask of shape (B, K)"
+            f"the attention mask must be a tensor or a BlockMask, got {type(attention_mask).__name__}: {ADVICE}"
         )
-    of_head = attention_mask[:, 0]
-    diagonal = of_head[:, 0] if shape[2] == 1 else of_head.diagonal(dim1=1, dim2=2)
-    if diagonal.dtype != torch.bool:
+    shape = tuple(attention_mask.shape)
+    if len(shape) != 4 or shape[1] != 1 or shape[0] not in (1, batch) or shape[2] not in (1, keys) or shape[3] != keys:
+        raise MAWError(
+            f"the attention mask must have shape (B={batch} or 1, 1, Q={keys} or 1, K={keys}), got {shape}: {ADVICE}"
+        )
+    diagonal = attention_mask[:, 0, 0] if shape[2] == 1 else attention_mask[:, 0].diagonal(dim1=1, dim2=2)
+    if diagonal.is_floating_point():
         diagonal = diagonal > torch.finfo(diagonal.dtype).min / 2
+    elif diagonal.dtype != torch.bool:
+        raise MAWError(f"the attention mask must be boolean or of a floating type, got {diagonal.dtype}: {ADVICE}")
     return diagonal.expand(batch, -1)
 
 

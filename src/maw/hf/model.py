@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from maw.config import MAWConfig
 from maw.errors import MAWError
-from maw.hf.attach import insert
+from maw.hf.attach import insert, maw_layers
 from maw.hf.configuration import MAWModelConfig
 
 __all__ = ["MAWModel"]
@@ -64,9 +64,22 @@ class MAWModel(PreTrainedModel):
     def init_weights(self) -> None:
         """Nothing: host and MAW initialised themselves, and again would undo MAW's uniform start."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The host's forward."""
-        return self.backbone(*args, **kwargs)
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *args: Any,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The host's forward; the usual inputs are named for those who read signatures, such as `torch.export`."""
+        named = {"token_type_ids": token_type_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
+        given = {name: value for name, value in named.items() if value is not None} | kwargs
+        if args:
+            return self.backbone(input_ids, attention_mask, *args, **given)
+        return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **given)
 
     def get_input_embeddings(self) -> nn.Module:
         """The host's token embeddings."""
@@ -93,7 +106,7 @@ class MAWModel(PreTrainedModel):
         """Load a folder written by `save_pretrained`.
 
         Raises:
-            MAWError: keys of MAW or of its adapter are missing in the folder, or are there and fit nowhere.
+            MAWError: keys of MAW or of its adapter are missing in the folder, are there and fit nowhere, or hold NaN.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
@@ -110,6 +123,8 @@ class MAWModel(PreTrainedModel):
                     f"{len(strange)} MAW weights are {what} {folder}, such as {strange[0]}: the weights do not "
                     "belong to the folder's config.json, or another version of maw wrote them"
                 )
+        for layer in maw_layers(model):
+            layer.check_finite()
         return (model, info) if wants_info else model
 
 

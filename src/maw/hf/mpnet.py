@@ -14,12 +14,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from maw.hf.attention import check_kernel
+from maw.hf.attention import check_implementation
 from maw.hf.masks import key_mask
 
-__all__ = ["KERNELS", "carry", "release"]
+__all__ = ["IMPLEMENTATIONS", "carry", "release"]
 
-KERNELS = ("eager",)
+IMPLEMENTATIONS = ("eager",)
 """What MPNet's own attention amounts to; Transformers offers no other for it."""
 
 
@@ -42,7 +42,7 @@ def _forward(
     output_attentions: bool = False,
     **_: Any,
 ) -> tuple[Tensor, ...]:
-    check_kernel(self.maw_host_config._attn_implementation, KERNELS)
+    check_implementation(self.maw_host_config._attn_implementation, IMPLEMENTATIONS)
     query, key, value = (
         projection(hidden_states).unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
         for projection in (self.q, self.k, self.v)

@@ -1,11 +1,13 @@
-"""Mean normalised entropy of chosen slices, in O(Q + K) a slice: `maw.interpolation` in three launches.
+"""Mean normalised entropy of chosen slices, in O(Q + K) a slice: `maw.interpolation` in two launches.
 
-Two compute the scalars u and t of the chosen depths, one matrix product a block of tokens. The third has one program a
-text, head and slice: range of t, range of z, η and dη/dz on the nodes, Hermite interpolation at the queries and their
-mean. Exponentials: N K a slice, where streaming over all pairs takes Q K.
+The first computes the scalars u and t of the chosen depths, one matrix product a block of tokens. The second has one
+program a text, head and slice: range of t, range of z, η and dη/dz on the nodes, Hermite interpolation at the queries
+and their mean. Exponentials: N K a slice, where streaming over all pairs takes Q K.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 import triton
@@ -14,45 +16,65 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from maw.interpolation import NODES
+from maw.kernels.launching import PLANS, Plan, rows_together
+from maw.kernels.mixture import precision
 
-__all__ = ["mean_slice_entropy"]
+__all__ = ["slice_entropy", "write_entropy"]
 
 
 @triton.jit
 def _project(
-    tokens,
-    views,
+    query,
+    key,
+    query_views,
+    key_views,
     index,
     scalars,
-    stride_b,
-    stride_h,
-    stride_s,
+    query_b,
+    query_h,
+    query_s,
+    key_b,
+    key_h,
+    key_s,
+    index_stride,
+    index_column,
     length,
-    group,
-    factor,
+    query_factor,
+    key_factor,
     HEADS: tl.constexpr,
     REPEAT: tl.constexpr,
     DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_C: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # scalars[b,h,m,s] = factor * tokens[b,h,s] . views[h, index[b,m]]
+):  # scalars[side,b,h,m,s] = factor * tokens[b,h,s] . views[h, index[b,m]]; side 0 are queries, side 1 keys
     text, head = tl.program_id(0) // HEADS, tl.program_id(0) % HEADS
+    blocks: tl.constexpr = (GROUP + BLOCK_G - 1) // BLOCK_G
+    of_query = tl.program_id(2) < blocks
+    if of_query:
+        tokens = query + text.to(tl.int64) * query_b + head * query_h
+        views = query_views
+    else:
+        tokens = key + text.to(tl.int64) * key_b + (head // REPEAT) * key_h
+        views = key_views
+    stride = tl.where(of_query, query_s, key_s)
+    factor = tl.where(of_query, query_factor, key_factor)
     channel = tl.arange(0, BLOCK_C)
-    member = tl.program_id(2) * BLOCK_G + tl.arange(0, BLOCK_G)
-    depth = tl.load(index + text * group + member, mask=member < group, other=0).to(tl.int32)
-    inside = (member[:, None] < group) & (channel[None, :] < CHANNELS)
+    member = tl.program_id(2) % blocks * BLOCK_G + tl.arange(0, BLOCK_G)
+    depth = tl.load(index + text * index_stride + index_column + member, mask=member < GROUP, other=0).to(tl.int32)
+    inside = (member[:, None] < GROUP) & (channel[None, :] < CHANNELS)
     view = tl.load(views + (head * DEPTH + depth[:, None]) * CHANNELS + channel[None, :], mask=inside, other=0.0)
     view = view.to(tl.float32)
     token = tl.program_id(1) * BLOCK_S + tl.arange(0, BLOCK_S)
-    tokens += text.to(tl.int64) * stride_b + (head // REPEAT) * stride_h
     here = (token[:, None] < length) & (channel[None, :] < CHANNELS)
-    x = tl.load(tokens + token[:, None] * stride_s + channel[None, :], mask=here, other=0.0).to(tl.float32)
+    x = tl.load(tokens + token[:, None] * stride + channel[None, :], mask=here, other=0.0).to(tl.float32)
     product = tl.dot(view, tl.trans(x), input_precision=PRECISION) * factor
-    place = (tl.program_id(0).to(tl.int64) * group + member[:, None]) * length + token[None, :]
-    tl.store(scalars + place, product, mask=(member[:, None] < group) & (token[None, :] < length))
+    side = (tl.program_id(2) // blocks) * tl.num_programs(0)
+    place = ((side + tl.program_id(0)).to(tl.int64) * GROUP + member[:, None]) * length + token[None, :]
+    tl.store(scalars + place, product, mask=(member[:, None] < GROUP) & (token[None, :] < length))
 
 
 @triton.jit
@@ -63,21 +85,21 @@ def _asinh(x):
 
 
 @triton.jit
-def _real_tokens(mask, start, length, BLOCK: tl.constexpr, HAS_MASK: tl.constexpr):
+def _real_tokens(mask, start, length, BLOCK: tl.constexpr):
     token = start + tl.arange(0, BLOCK)
     real = token < length
-    if HAS_MASK:
+    if mask is not None:
         real = real & (tl.load(mask + token, mask=real, other=0) != 0)
     return token, real
 
 
 @triton.jit
-def _ranges(slope, key_scalar, mask, length, BLOCK: tl.constexpr, HAS_MASK: tl.constexpr):
+def _ranges(slope, key_scalar, mask, length, BLOCK: tl.constexpr):
     """Range of t and of s over real tokens, and how many there are."""
     infinity = float("inf")
     largest, smallest, highest, lowest, count = -infinity, infinity, -infinity, infinity, 0
     for start in range(0, length, BLOCK):
-        token, real = _real_tokens(mask, start, length, BLOCK, HAS_MASK)
+        token, real = _real_tokens(mask, start, length, BLOCK)
         t = tl.load(key_scalar + token, mask=real, other=0.0)
         s = tl.load(slope + token, mask=real, other=0.0)
         largest = tl.maximum(largest, tl.max(tl.where(real, t, -infinity), axis=0))
@@ -99,7 +121,6 @@ def _on_nodes(
     length,
     NODES: tl.constexpr,
     BLOCK: tl.constexpr,
-    HAS_MASK: tl.constexpr,
 ):
     """η and dη/dz on the nodes; sums are kept apart by lane and joined once."""
     grown = tl.exp(tl.abs(node))
@@ -111,7 +132,7 @@ def _on_nodes(
     first = tl.zeros((NODES, BLOCK), dtype=tl.float32)
     second = tl.zeros((NODES, BLOCK), dtype=tl.float32)
     for start in range(0, length, BLOCK):
-        token, real = _real_tokens(mask, start, length, BLOCK, HAS_MASK)
+        token, real = _real_tokens(mask, start, length, BLOCK)
         t = tl.where(real, tl.load(key_scalar + token, mask=real, other=0.0), largest)
         below = s[:, None] * t[None, :] - top[:, None]
         weight = tl.where(real[None, :], tl.exp(below), 0.0)
@@ -127,35 +148,34 @@ def _on_nodes(
 
 @triton.jit
 def _mean_entropy(
-    slope,
-    key_scalar,
+    scalars,
     mask,
-    entropy,
     length,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     NODES: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_Q: tl.constexpr,
-    HAS_MASK: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    slope += program.to(tl.int64) * length
-    key_scalar += program.to(tl.int64) * length
-    mask += (program // (HEADS * GROUP)).to(tl.int64) * length
-    largest, smallest, highest, lowest, count = _ranges(slope, key_scalar, mask, length, BLOCK_Q, HAS_MASK)
+    program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    slope = scalars + program * length
+    key_scalar = slope + programs.to(tl.int64) * length
+    entropy = scalars + 2 * programs.to(tl.int64) * length
+    if mask is not None:
+        mask += program // (HEADS * GROUP) * length
+    largest, smallest, highest, lowest, count = _ranges(slope, key_scalar, mask, length, BLOCK_Q)
     half = (largest - smallest) / 2
     half = tl.where(half > 0, half, 1.0)
     first, last = _asinh(lowest * half), _asinh(highest * half)
     step = (last - first) / (NODES - 1)
     node = first + step * tl.arange(0, NODES)
-    value, derivative = _on_nodes(node, half, largest, smallest, key_scalar, mask, length, NODES, BLOCK_K, HAS_MASK)
+    value, derivative = _on_nodes(node, half, largest, smallest, key_scalar, mask, length, NODES, BLOCK_K)
     derivative *= step
 
     found = tl.zeros((BLOCK_Q,), dtype=tl.float32)
     per_step = tl.where(step > 0, 1.0 / tl.where(step > 0, step, 1.0), 0.0)
     for start in range(0, length, BLOCK_Q):
-        token, real = _real_tokens(mask, start, length, BLOCK_Q, HAS_MASK)
+        token, real = _real_tokens(mask, start, length, BLOCK_Q)
         z = _asinh(tl.load(slope + token, mask=real, other=0.0) * half)
         place = tl.where(real, (z - first) * per_step, 0.0)
         left = tl.minimum(tl.maximum(tl.floor(place), 0.0), NODES - 2.0)
@@ -171,7 +191,52 @@ def _mean_entropy(
     tl.store(entropy + program, tl.where(count > 1, tl.sum(found, axis=0) / (count * longest), 0.0))
 
 
-def mean_slice_entropy(
+@lru_cache(PLANS)
+def _plans(
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    key_heads: int,
+    key_stride: tuple[int, ...],
+    depth: int,
+    group: int,
+    index_stride: int,
+    column: int,
+    scale: float,
+    precision: str,
+) -> tuple[Plan, Plan]:
+    batch, heads, length, channels = shape
+    block_g = max(16, min(64, triton.next_power_of_2(group)))
+    project = Plan(
+        _project,
+        (batch * heads, triton.cdiv(length, 64), 2 * triton.cdiv(group, block_g)),
+        (*stride[:3], *key_stride[:3], index_stride, column, length, scale / channels, 1 / channels),
+        HEADS=heads,
+        REPEAT=heads // key_heads,
+        DEPTH=depth,
+        GROUP=group,
+        CHANNELS=channels,
+        BLOCK_S=64,
+        BLOCK_G=block_g,
+        BLOCK_C=max(16, triton.next_power_of_2(channels)),
+        PRECISION=precision,
+    )
+    block = min(256, max(16, triton.next_power_of_2(length)))
+    warps = 1 if length <= 512 else 4  # one warp needs no barriers, and short texts give one no work to share
+    mean_entropy = Plan(
+        _mean_entropy,
+        (batch * heads * group, 1, 1),
+        (length,),
+        num_warps=warps,
+        HEADS=heads,
+        GROUP=group,
+        NODES=NODES,
+        BLOCK_K=min(32 * warps, block),
+        BLOCK_Q=block,
+    )
+    return project, mean_entropy
+
+
+def slice_entropy(
     query: Float[Tensor, "B H S C"],
     key: Float[Tensor, "B Hkv S C"],
     query_views: Float[Tensor, "H D C"],
@@ -197,49 +262,37 @@ def mean_slice_entropy(
 
     Source: method.md section 4; `maw.interpolation.mean_slice_entropy`.
     """
-    batch, heads, length, channels = query.shape
-    depth = query_views.shape[1]
+    batch, heads, length, _ = query.shape
     group = depth_index.shape[1]
-    scalars = query.new_empty(2, batch, heads, group, length, dtype=torch.float32)
-    block_g = max(16, min(64, triton.next_power_of_2(group)))
-    for given, views, into, factor in (
-        (query, query_views, scalars[0], scale / channels),
-        (key, key_views, scalars[1], 1 / channels),
-    ):
-        tokens = given if given.stride(-1) == 1 else given.contiguous()
-        _project[(batch * heads, triton.cdiv(length, 64), triton.cdiv(group, block_g))](
-            tokens,
-            views.contiguous(),
-            depth_index.contiguous(),
-            into,
-            *tokens.stride()[:3],
-            length,
-            group,
-            factor,
-            HEADS=heads,
-            REPEAT=heads // tokens.shape[1],
-            DEPTH=depth,
-            CHANNELS=channels,
-            BLOCK_S=64,
-            BLOCK_G=block_g,
-            BLOCK_C=max(16, triton.next_power_of_2(channels)),
-            PRECISION="ieee" if query.dtype == torch.float32 else "tf32x3",
-        )
-    entropy = scalars.new_empty(batch, heads, group)
-    block = min(256, max(16, triton.next_power_of_2(length)))
-    warps = 1 if length <= 512 else 4  # one warp needs no barriers, and short texts give one no work to share
-    _mean_entropy[(batch * heads * group,)](
-        scalars[0],
-        scalars[1],
-        scalars if mask is None else mask.contiguous(),
-        entropy,
-        length,
-        HEADS=heads,
-        GROUP=group,
-        NODES=NODES,
-        BLOCK_K=min(32 * warps, block),
-        BLOCK_Q=block,
-        HAS_MASK=mask is not None,
-        num_warps=warps,
+    given = (rows_together(query), rows_together(key), query_views.contiguous(), key_views.contiguous())
+    mask = None if mask is None else mask.contiguous()
+    scalars = write_entropy(*given, depth_index.contiguous(), group, scale=scale, mask=mask)
+    return scalars[2 * batch * heads * group * length :].view(batch, heads, group)
+
+
+def write_entropy(
+    query: Float[Tensor, "B H S C"],
+    key: Float[Tensor, "B Hkv S C"],
+    query_views: Float[Tensor, "H D C"],
+    key_views: Float[Tensor, "H D C"],
+    index: Float[Tensor, "B W"] | Int[Tensor, "B W"],
+    group: int,
+    *,
+    column: int = 0,
+    scale: float,
+    mask: Bool[Tensor, "B S"] | None,
+) -> Float[Tensor, " N"]:
+    """As `slice_entropy`, of the G depths that stand in `index` from `column` on; all as the kernels read them.
+
+    Returns:
+        u and t of all tokens in all B * H * G slices, and behind these numbers the entropies of the slices.
+    """
+    batch, heads, length, _ = query.shape
+    scalars = query.new_empty(batch * heads * group * (2 * length + 1), dtype=torch.float32)
+    project, mean_entropy = _plans(
+        *(query.shape, query.stride(), key.shape[1], key.stride(), query_views.shape[1], group),
+        *(index.stride(0), column, scale, precision(query.dtype)),
     )
-    return entropy
+    project(query, key, query_views, key_views, index, scalars)
+    mean_entropy(scalars, mask)
+    return scalars

@@ -1,4 +1,4 @@
-"""The auxiliary loss of sampled groups and its gradient in one launch: `maw.grpo.group_loss`.
+"""The entropy reward, the auxiliary loss of sampled groups and its gradient in one launch: `maw.grpo.group_loss`.
 
 Everything is closed form. With c_m = -ratio_m A_m / G where the clip lets it through, else 0, and l = log pi,
 
@@ -9,34 +9,26 @@ Everything is closed form. With c_m = -ratio_m A_m / G where the clip lets it th
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import lru_cache
 
-import torch
 import triton
 import triton.language as tl
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from maw.config import Advantage
-from maw.grpo import EPSILON, GroupLoss
+from maw.config import Advantage, MAWConfig
+from maw.grpo import EPSILON
+from maw.kernels.launching import PLANS, Plan
+from maw.kernels.ledger import Ledger
 
-__all__ = ["group_loss"]
+__all__ = ["write_group_loss"]
 
 SMALL_SPREAD = tl.constexpr(EPSILON)
 
 
 @triton.jit
 def _group_loss(
-    logits,
-    value,
-    depth_index,
-    sampled_log_probability,
-    reward,
-    loss,
-    policy_loss,
-    clip_share,
-    logits_gradient,
-    value_gradient,
+    ledger,
+    entropy,
     stride,
     clip,
     auxiliary_weight,
@@ -44,8 +36,10 @@ def _group_loss(
     kl_weight,
     entropy_weight,
     log_depth,
+    HEADS: tl.constexpr,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
+    BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_G: tl.constexpr,
     ADVANTAGE: tl.constexpr,
@@ -53,9 +47,13 @@ def _group_loss(
     text = tl.program_id(0)
     depth, member = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_G)
     inside, there = depth < DEPTH, member < GROUP
-    place = text * GROUP + member
-    r = tl.load(reward + place, mask=there, other=0.0)
-    predicted = tl.load(value + text)
+    ledger += text.to(tl.int64) * stride
+    of_group, single = ledger + 3 * DEPTH + member, ledger + 3 * DEPTH + 3 * GROUP
+    head = tl.arange(0, BLOCK_H)[:, None]
+    of_heads = (text * HEADS + head) * GROUP + member[None, :]
+    r = -tl.sum(tl.load(entropy + of_heads, mask=(head < HEADS) & there[None, :], other=0.0), axis=0) / HEADS
+    tl.store(of_group + 2 * GROUP, r, mask=there)
+    predicted = tl.load(single)
     mean = tl.sum(r, axis=0) / GROUP
     highest = tl.max(tl.where(there, r, -float("inf")), axis=0)
     lowest = tl.min(tl.where(there, r, float("inf")), axis=0)
@@ -69,16 +67,16 @@ def _group_loss(
         deviation = tl.sqrt(tl.sum(advantage * advantage, axis=0) / (GROUP - 1))
         advantage = tl.where(highest - lowest < SMALL_SPREAD, 0.0, advantage / (deviation + SMALL_SPREAD))
 
-    logit = tl.load(logits + text * stride + depth, mask=inside, other=-float("inf"))
+    logit = tl.load(ledger + DEPTH + depth, mask=inside, other=-float("inf"))
     largest = tl.max(logit, axis=0)
     policy = tl.exp(logit - largest)
     total = tl.sum(policy, axis=0)
     policy = policy / total
     log_policy = tl.where(inside, logit - largest - tl.log(total), 0.0)
-    chosen = tl.load(depth_index + place, mask=there, other=-1).to(tl.int32)
+    chosen = tl.load(of_group + GROUP, mask=there, other=-1).to(tl.int32)
     hot = chosen[:, None] == depth[None, :]
     own = tl.sum(tl.where(hot, log_policy[None, :], 0.0), axis=1)
-    ratio = tl.exp(own - tl.load(sampled_log_probability + place, mask=there, other=0.0))
+    ratio = tl.exp(own - tl.load(of_group, mask=there, other=0.0))
     plain = ratio * advantage
     limited = tl.minimum(tl.maximum(ratio, 1 - clip), 1 + clip) * advantage
     clipped = limited < plain
@@ -90,76 +88,41 @@ def _group_loss(
     gap = predicted - mean
     whole = surrogate + value_weight * gap * gap
     whole += kl_weight * (negative_entropy + log_depth) + entropy_weight * negative_entropy
-    tl.store(loss + text, auxiliary_weight * whole)
-    tl.store(policy_loss + text, surrogate)
-    tl.store(clip_share + text, tl.sum(tl.where(there & clipped, 1.0, 0.0), axis=0) / GROUP)
-    tl.store(logits_gradient + text * DEPTH + depth, auxiliary_weight * gradient, mask=inside)
-    tl.store(value_gradient + text, auxiliary_weight * value_weight * 2 * gap)
+    tl.store(single + 2, auxiliary_weight * whole)
+    tl.store(single + 3, surrogate)
+    tl.store(single + 4, tl.sum(tl.where(there & clipped, 1.0, 0.0), axis=0) / GROUP)
+    tl.store(ledger + 2 * DEPTH + depth, auxiliary_weight * gradient, mask=inside)
+    tl.store(single + 1, auxiliary_weight * value_weight * 2 * gap)
 
 
-class _GroupLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        value: Tensor,
-        depth_index: Tensor,
-        reward: Tensor,
-        sampled_log_probability: Tensor,
-        advantage: str,
-        weights: tuple[float, ...],
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        (batch, depth), group = logits.shape, reward.shape[1]
-        loss, policy_loss, clip_share, value_gradient = logits.new_empty(4, batch).unbind()
-        logits_gradient = logits.new_empty(batch, depth)
-        _group_loss[(batch,)](
-            logits,
-            value.contiguous(),
-            depth_index.contiguous(),
-            sampled_log_probability.contiguous(),
-            reward.contiguous(),
-            loss,
-            policy_loss,
-            clip_share,
-            logits_gradient,
-            value_gradient,
-            logits.stride(0),
-            *weights,
-            math.log(depth),
-            DEPTH=depth,
-            GROUP=group,
-            BLOCK_D=triton.next_power_of_2(depth),
-            BLOCK_G=triton.next_power_of_2(group),
-            ADVANTAGE=advantage,
-            num_warps=1,
-        )
-        ctx.save_for_backward(logits_gradient, value_gradient)
-        ctx.mark_non_differentiable(policy_loss, clip_share)
-        return loss, policy_loss, clip_share
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        logits_gradient, value_gradient = ctx.saved_tensors
-        return logits_gradient * grads[0][:, None], value_gradient * grads[0], None, None, None, None, None
-
-
-def group_loss(
-    logits: Float[Tensor, "B D"],
-    value: Float[Tensor, " B"],
-    depth_index: Int[Tensor, "B G"],
-    reward: Float[Tensor, "B G"],
-    sampled_log_probability: Float[Tensor, "B G"],
-    *,
-    advantage: Advantage,
-    clip: float,
-    auxiliary_weight: float,
-    value_weight: float,
-    kl_weight: float,
-    entropy_weight: float,
-) -> GroupLoss:
-    """The same as `maw.grpo.group_loss`, in float32; gradients flow from `loss` alone."""
-    logits = logits if logits.stride(1) == 1 else logits.contiguous()
-    weights = (clip, auxiliary_weight, value_weight, kl_weight, entropy_weight)
-    return GroupLoss(
-        *_GroupLoss.apply(logits, value.float(), depth_index, reward, sampled_log_probability, advantage, weights)
+@lru_cache(PLANS)
+def _plan(
+    texts: int, heads: int, depth: int, group: int, stride: int, weights: tuple[float, ...], advantage: Advantage
+) -> Plan:
+    return Plan(
+        _group_loss,
+        (texts, 1, 1),
+        (stride, *weights, math.log(depth)),
+        num_warps=1,
+        HEADS=heads,
+        DEPTH=depth,
+        GROUP=group,
+        BLOCK_H=triton.next_power_of_2(heads),
+        BLOCK_D=triton.next_power_of_2(depth),
+        BLOCK_G=triton.next_power_of_2(group),
+        ADVANTAGE=advantage,
     )
+
+
+def write_group_loss(ledger: Ledger, entropy: Tensor, heads: int, config: MAWConfig) -> None:
+    """`maw.grpo.group_loss` of the reward minus mean entropy over heads: write reward, loss and its gradients.
+
+    Args:
+        ledger: with logits, value, sampled depths and their log-probabilities.
+        entropy: B * H * G numbers in this order.
+        heads: H.
+        config: advantage, clip and weights of the loss.
+    """
+    weights = (config.clip, config.auxiliary_weight, config.value_weight, config.kl_weight, config.entropy_weight)
+    rows, depth, group = ledger
+    _plan(len(rows), heads, depth, group, rows.stride(0), weights, config.advantage)(rows, entropy)

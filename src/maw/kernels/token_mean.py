@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -9,8 +10,11 @@ import triton
 import triton.language as tl
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-__all__ = ["token_mean"]
+from maw.kernels.launching import PLANS, Plan
+
+__all__ = ["token_mean", "write_mean_and_share"]
 
 
 @triton.jit
@@ -22,11 +26,11 @@ def _sum_rows(
     stride_h,
     stride_q,
     queries,
+    state_stride,
     HEADS: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    HAS_MASK: tl.constexpr,
 ):
     program = tl.program_id(0)
     text, head = program // HEADS, program % HEADS
@@ -37,46 +41,57 @@ def _sum_rows(
     for start in range(0, queries, BLOCK_Q):
         row = start + tl.arange(0, BLOCK_Q)
         real = row < queries
-        if HAS_MASK:
+        if mask is not None:
             real = real & (tl.load(mask + text.to(tl.int64) * queries + row, mask=real, other=0) != 0)
         inside = real[:, None] & (channel[None, :] < CHANNELS)
         total += tl.load(query + row[:, None] * stride_q + channel[None, :], mask=inside, other=0.0).to(tl.float32)
         count += real.to(tl.int32)
-    mean = tl.sum(total, axis=0) / tl.sum(count, axis=0).to(tl.float32)
-    tl.store(state + program * CHANNELS + channel, mean, mask=channel < CHANNELS)
+    own = 1.0 / tl.sum(count, axis=0).to(tl.float32)
+    state += text.to(tl.int64) * state_stride
+    tl.store(state + head * CHANNELS + channel, tl.sum(total, axis=0) * own, mask=channel < CHANNELS)
+    if head == 0:
+        tl.store(state + HEADS * CHANNELS, own)
+
+
+@lru_cache(PLANS)
+def _sum_rows_plan(shape: tuple[int, ...], stride: tuple[int, ...], state_stride: int) -> Plan:
+    batch, heads, queries, channels = shape
+    return Plan(
+        _sum_rows,
+        (batch * heads, 1, 1),
+        (*stride[:3], queries, state_stride),
+        HEADS=heads,
+        CHANNELS=channels,
+        BLOCK_Q=64,
+        BLOCK_C=max(16, triton.next_power_of_2(channels)),
+    )
+
+
+def write_mean_and_share(
+    query: Float[Tensor, "B H Q C"], mask: Bool[Tensor, "B Q"] | None, into: Float[Tensor, "B W"]
+) -> None:
+    """Write the state, and behind it each real token's share in it, 1 / their number; `mask` is contiguous."""
+    _sum_rows_plan(query.shape, query.stride(), into.stride(0))(query, mask, into)
 
 
 class _TokenMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, mask: Tensor | None) -> Tensor:
-        batch, heads, queries, channels = query.shape
-        ctx.save_for_backward(mask)
+        batch, heads, _, channels = query.shape
+        written = query.new_empty(batch, heads * channels + 1, dtype=torch.float32)
+        write_mean_and_share(query, mask, written)
+        state, share = written.split([heads * channels, 1], dim=1)
         ctx.shape, ctx.dtype = query.shape, query.dtype
-        state = query.new_empty(batch, heads * channels, dtype=torch.float32)
-        query = query if query.stride(-1) == 1 else query.contiguous()
-        _sum_rows[(batch * heads,)](
-            query,
-            state if mask is None else mask.contiguous(),
-            state,
-            *query.stride()[:3],
-            queries,
-            HEADS=heads,
-            CHANNELS=channels,
-            BLOCK_Q=64,
-            BLOCK_C=max(16, triton.next_power_of_2(channels)),
-            HAS_MASK=mask is not None,
-        )
-        return state
+        ctx.save_for_backward(mask, share)
+        return state.contiguous()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (mask,) = ctx.saved_tensors
-        _, heads, queries, channels = ctx.shape
-        gradient = grads[0].unflatten(1, (heads, 1, channels))
-        if mask is None:
-            return (gradient / queries).to(ctx.dtype).expand(ctx.shape), None
-        gradient = (gradient / mask.sum(dim=1)[:, None, None, None]).to(ctx.dtype)
-        return gradient * mask[:, None, :, None], None
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        mask, share = ctx.saved_tensors
+        _, heads, _, channels = ctx.shape
+        of_token = (gradient * share).to(ctx.dtype).unflatten(1, (heads, 1, channels))
+        return (of_token.expand(ctx.shape) if mask is None else of_token * mask[:, None, :, None]), None
 
 
 def token_mean(query: Float[Tensor, "B H Q C"], mask: Bool[Tensor, "B Q"] | None = None) -> Float[Tensor, "B H*C"]:
@@ -86,4 +101,5 @@ def token_mean(query: Float[Tensor, "B H Q C"], mask: Bool[Tensor, "B Q"] | None
         query: q, (B, H, Q, C).
         mask: (B, Q), True where there is a token; every text has one.
     """
-    return _TokenMean.apply(query, mask)
+    query = query if query.stride(-1) == 1 else query.contiguous()
+    return _TokenMean.apply(query, None if mask is None else mask.contiguous())
