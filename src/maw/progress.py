@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 __all__ = ["counting"]
 
@@ -28,14 +29,12 @@ def counting(
 
     Example:
         >>> with counting(Console(), "counting", every=0.0) as begin:
-        ...     begin(2)(1)
+        ...     begin(2)(1)  # doctest: +ELLIPSIS
         counting: 1 of 2, ...
     """
     if not shown:
         yield lambda total: lambda done: None
     elif console.is_terminal:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
         with Progress(TextColumn(what), *columns, console=console) as progress:
             yield lambda total: _Bar(progress, total)
@@ -44,7 +43,7 @@ def counting(
 
 
 class _Bar:
-    def __init__(self, progress, total: int) -> None:
+    def __init__(self, progress: Progress, total: int) -> None:
         self.progress, self.start, self.done = progress, time.monotonic(), 0
         self.task = progress.add_task("", total=total, rate="")
 

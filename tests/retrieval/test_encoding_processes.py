@@ -164,7 +164,7 @@ def test_the_ranking_does_not_depend_on_batches_and_processes(tmp_path):
             encode_corpus(model, tmp_path / "corpus.jsonl", tmp_path / name, settings, pace=Pace(**pace), share=share)
         return VectorStore(tmp_path / name)
 
-    queries = [json.loads(line)["text"] for line in (POOL / "queries.jsonl").read_text().splitlines()]
+    queries = [json.loads(line)["text"] for line in (POOL / "queries.jsonl").read_bytes().splitlines()]
     query = encode(model, queries, "query").cpu()
     assert len(query) == 697
     base = made("32", batch_size=32)
