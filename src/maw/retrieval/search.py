@@ -25,7 +25,7 @@ from maw.retrieval.best import Best
 
 __all__ = ["Rows", "search"]
 
-CHUNKS = {"cpu": (8192, 256), "cuda": (65_536, 4096)}
+CHUNKS = {"cpu": (16_384, 256), "cuda": (65_536, 4096)}
 """Documents and queries scored at a time, where nothing is asked for: a CPU's fit its cache."""
 
 
@@ -71,7 +71,7 @@ def search(
         query_vectors: real vectors, one row a query; the result lies on their device.
         document_vectors: real vectors of the same width, one row a document.
         k: how many documents to return for a query; where there are fewer documents, all of them are returned.
-        document_chunk: how many documents are scored at a time; None is 8,192 on a CPU and 65,536 on a GPU.
+        document_chunk: how many documents are scored at a time; None is 16,384 on a CPU and 65,536 on a GPU.
         query_chunk: how many queries are scored at a time; None is 256 on a CPU and 4,096 on a GPU.
         order: a different whole number from 0 to 2^32 - 1 for every document; of equal scores the lower comes first.
             None is the position.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import os
+import signal
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -125,6 +126,7 @@ _tokeniser: Tokeniser | None = None
 def _start(tokeniser: Tokeniser) -> None:
     global _tokeniser  # noqa: PLW0603
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as many processes as cores: each has one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells all processes; the one that started them acts
     _tokeniser = tokeniser
 
 
