@@ -80,12 +80,12 @@ def extra_bytes_elsewhere(*arguments: str) -> int:
 
 def print_extra_bytes(function: Callable[[], Any]) -> None:
     """Print the memory that a call adds at its peak to this process."""
-    before = _peak_resident_bytes()
+    before = peak_resident_bytes()
     function()
-    print(_peak_resident_bytes() - before)
+    print(peak_resident_bytes() - before)
 
 
-def _peak_resident_bytes() -> int:
+def peak_resident_bytes() -> int:
     """The process's largest resident size so far; Linux's own figure, since getrusage counts the parent's in."""
     status = Path("/proc/self/status")
     if not status.is_file():

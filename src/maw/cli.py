@@ -5,6 +5,7 @@ Exit status: 0 done, 2 bad input (one line says what to do), 130 interrupted (wh
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from maw.errors import MAWError
 
 __all__ = ["main"]
 
+Dataset = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+MSMARCO = Annotated[bool, tyro.conf.arg(name="msmarco")]
 Layers = Annotated[str, tyro.conf.arg(name="maw-layer-indices", metavar="-1|0,5|all")]
 
 
@@ -67,24 +70,27 @@ class _Training:
 
     epochs: int | None = None
     batch_size: int | None = None
+    """Pairs a batch of one process; the candidates of a query are the documents of all processes."""
+    mini_batch_size: int | None = None
+    """So many texts a forward, with the gradient of the whole batch: memory for large batches, at one more forward."""
     max_length: int | None = None
     """Tokens a text is cut to."""
     learning_rate: float | None = None
     """Of full fine-tuning."""
     lora_learning_rate: float | None = None
     positives_per_query: int | None = None
+    hard_negatives: int | None = None
+    """So many hard negatives a pair; a query with fewer gets documents that are drawn."""
+    negatives: Literal["bm25", "model", "given"] | None = None
+    """Where hard negatives come from: BM25 (the default), the encoder as it comes, or files that came with the data."""
     gradient_checkpointing: bool = False
+    save_steps: Annotated[int | None, tyro.conf.arg(name="save-every", metavar="STEPS")] = None
+    """Save a checkpoint after every so many steps too, not after every epoch alone."""
 
     def values(self) -> dict[str, Any]:
         """The fields of `TrainingSettings` that were given."""
-        given = {
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "max_length": self.max_length,
-            "learning_rate": self.learning_rate,
-            "positives_per_query": self.positives_per_query,
-            "gradient_checkpointing": self.gradient_checkpointing or None,
-        }
+        given = dataclasses.asdict(self) | {"gradient_checkpointing": self.gradient_checkpointing or None}
+        del given["lora_learning_rate"]
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -96,14 +102,18 @@ class BenchmarkCommand:
     benchmark that was interrupted.
     """
 
-    dataset: str = "pydocs"
-    """pydocs (built in) or beir:FOLDER."""
+    dataset: Dataset = None
+    """pydocs (built in, the default), msmarco, ir:ID (ir_datasets: BEIR, LoTTE, ...), beir:FOLDER or msmarco:FOLDER."""
+    msmarco: MSMARCO = False
+    """The same as --dataset msmarco."""
     model: str = "packaged"
     """packaged (all-MiniLM-L6-v2), a model folder, or a hub name."""
     variants: str | None = None
     """Names with commas: bm25, untuned, dense-lora, dense-full, maw-lora, maw-full, literal, static, random."""
     seeds: int = 1
     """How often each variant is trained."""
+    drop_own: bool = False
+    """Leave out of every ranking the document with the query's own id (ArguAna: always)."""
     full: bool = False
     """Use all of pydocs instead of the preset quick (other data sets are always used in full)."""
     output: Path | None = None
@@ -118,14 +128,20 @@ class BenchmarkCommand:
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Fine-tune one variant and save it as a folder that SentenceTransformer loads."""
+    """Fine-tune one variant and save it as a folder that SentenceTransformer loads.
+
+    The same command goes on with a training that was stopped, to the same weights. On several GPUs or machines:
+    torchrun --nproc-per-node GPUS -m maw train ...
+    """
 
     variant: str
     """Such as maw-lora or dense-full."""
     output: Path
     """The model's folder."""
-    dataset: str = "pydocs"
-    """pydocs (built in) or beir:FOLDER."""
+    dataset: Dataset = None
+    """pydocs (built in, the default), msmarco, ir:ID (ir_datasets: BEIR, LoTTE, ...), beir:FOLDER or msmarco:FOLDER."""
+    msmarco: MSMARCO = False
+    """The same as --dataset msmarco."""
     model: str = "packaged"
     """packaged (all-MiniLM-L6-v2), a model folder, or a hub name."""
     seed: int = 0
@@ -136,18 +152,37 @@ class TrainCommand:
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """Evaluate a model on a data set."""
+    """Evaluate a model on a data set, or a run file (--run) by a file of judgements (--qrels)."""
 
-    model: Annotated[str, tyro.conf.Positional]
-    """packaged, a model folder, or a hub name."""
-    dataset: str = "pydocs"
-    """pydocs (built in) or beir:FOLDER."""
-    split: str = "test"
+    model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None
+    """packaged, a model folder, or a hub name; left out, --run is what is evaluated."""
+    dataset: Dataset = None
+    """pydocs (the default with a model), msmarco, ir:ID, beir:FOLDER or msmarco:FOLDER. For a run file: its collection,
+    by which its ids are checked."""
+    msmarco: MSMARCO = False
+    """The same as --dataset msmarco."""
+    split: str | None = None
+    """Default: test, or the only one."""
+    run: Path | None = None
+    """With a model: write its ranking there. Without: the run file to evaluate (TREC, MS MARCO, or a table with the
+    header query-id, corpus-id, rank, score)."""
+    run_format: Literal["trec", "msmarco"] = "trec"
+    """How the ranking of a model is written."""
+    qrels: Path | None = None
+    """Judgements of the run file: TREC (4 columns) or BEIR (header and 3)."""
+    ties: Literal["rank", "score"] = "rank"
+    """What orders a run file: its ranks, or its scores (equal ones by descending id)."""
+    measures: str | None = None
+    """Names with commas, as ir-measures spells them; default nDCG@10,MRR@10,R@100,R@1000,AP."""
+    relevant_grade: int | None = None
+    """The grade from which on a document is relevant to the default measures other than nDCG (TREC DL passages: 2)."""
+    per_query: Path | None = None
+    """Write the values of every query there, a table separated by tabs."""
+    drop_own: bool = False
+    """Leave out of every ranking the document with the query's own id (ArguAna: always)."""
     max_length: int | None = None
     """Tokens a text is cut to; default: the model's own limit."""
     device: str = "auto"
-    run: Path | None = None
-    """Also write the ranking as a TREC run file."""
 
 
 @dataclass(frozen=True)
@@ -251,6 +286,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return commands.execute(command, ["maw", *given])
     except MAWError as error:
         print(f"maw: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"maw: cannot read or write {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("maw: interrupted; what was finished is kept, the same command goes on", file=sys.stderr)

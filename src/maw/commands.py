@@ -40,6 +40,10 @@ def execute(command: Any, words: Sequence[str]) -> int:
 def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
     console = _console()
     quiet_libraries()
+    from maw.retrieval.processes import processes
+
+    if processes() > 1:
+        raise MAWError(f"maw benchmark works in one process, got {processes()}: start it without torchrun")
     from maw.benchmark.plan import estimate_seconds
     from maw.benchmark.results import results_table
     from maw.benchmark.runner import Runner
@@ -84,11 +88,14 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
 def _benchmark(command: BenchmarkCommand) -> Benchmark:
     from maw.benchmark.plan import DEFAULT, LORA_LEARNING_RATE, Benchmark
 
-    preset = "quick" if command.dataset == "pydocs" and not command.full else "full"
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(command.dataset).name if ":" in command.dataset else command.dataset)
+    dataset = _dataset_name(command) or "pydocs"
+    preset = "quick" if dataset == "pydocs" and not command.full else "full"
+    kind, _, what = dataset.partition(":")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", dataset if not what else what if kind == "ir" else Path(what).name)
     names = DEFAULT if command.variants is None else tuple(part.strip() for part in command.variants.split(","))
     return Benchmark(
-        dataset=command.dataset,
+        dataset=dataset,
+        drop_own=command.drop_own,
         model=command.model,
         variants=names,
         seeds=command.seeds,
@@ -103,59 +110,90 @@ def _benchmark(command: BenchmarkCommand) -> Benchmark:
 
 @execute.register
 def _(command: TrainCommand, words: Sequence[str]) -> int:
-    console = _console()
     quiet_libraries()
     from maw.benchmark.plan import LORA_LEARNING_RATE
     from maw.benchmark.tuning import save_model, tune
     from maw.benchmark.variants import VARIANTS
     from maw.retrieval.datasets import load_dataset, render_report
     from maw.retrieval.models import choose_device, load_encoder
+    from maw.retrieval.processes import first_process_first, leave, process_index
     from maw.retrieval.training import TrainingSettings
 
-    if command.variant not in VARIANTS:
-        raise MAWError(f"variant must be among {', '.join(VARIANTS)}, got {command.variant!r}")
-    if command.output.exists() and (not command.output.is_dir() or any(command.output.iterdir())):
-        raise MAWError(f"{command.output} exists already: give another --output, nothing is overwritten")
-    variant = VARIANTS[command.variant]
-    given: dict[str, Any] = {**command.training.values(), "seed": command.seed}
-    if variant.tuning == "lora":
-        given["learning_rate"] = command.training.lora_learning_rate or LORA_LEARNING_RATE
-    settings = TrainingSettings(**given)
-    dataset = load_dataset(command.dataset)
-    console.print(render_report(dataset), highlight=False, markup=False)
-    model = load_encoder(command.model, device=choose_device(command.device), max_length=settings.max_length)
+    first = process_index() == 0
+    console = _console(quiet=not first)
+    device = choose_device(command.device)
+    with first_process_first(device):  # what is wrong is said once, and what is prepared is prepared once
+        if command.variant not in VARIANTS:
+            raise MAWError(f"variant must be among {', '.join(VARIANTS)}, got {command.variant!r}")
+        if command.output.exists() and (not command.output.is_dir() or any(command.output.iterdir())):
+            raise MAWError(f"{command.output} exists already: give another --output, nothing is overwritten")
+        variant = VARIANTS[command.variant]
+        given: dict[str, Any] = {**command.training.values(), "seed": command.seed}
+        if variant.tuning == "lora":
+            given["learning_rate"] = command.training.lora_learning_rate or LORA_LEARNING_RATE
+        settings = TrainingSettings(**given)
+        dataset = load_dataset(_dataset_name(command) or "pydocs")
+        console.print(render_report(dataset), highlight=False, markup=False)
+        model = load_encoder(command.model, device=device, max_length=settings.max_length)
     work = command.output.with_name(f"{command.output.name}.training")
     tuned = tune(model, variant, command.maw.values(), dataset, settings, work, show_progress=console.is_terminal)
-    save_model(tuned, command.output, base=command.model, dataset=dataset, metrics={})
+    if first:
+        save_model(tuned, command.output, base=command.model, dataset=dataset, metrics={})
     for name, value in tuned.outcome.items():
         console.print(f"{name}: {value}", highlight=False)
     console.print(f"model: {command.output}; checkpoints and logs: {work}", highlight=False)
+    leave()
     return 0
 
 
 @execute.register
 def _(command: EvaluateCommand, words: Sequence[str]) -> int:
     console = _console()
-    quiet_libraries()
-    from maw.retrieval.datasets import load_dataset
-    from maw.retrieval.encoding import dense_runs
-    from maw.retrieval.evaluation import evaluate
-    from maw.retrieval.models import choose_device, load_encoder
+    from maw.retrieval.assessment import assess_model, assess_run, write_per_query
+    from maw.retrieval.datasets import load_dataset, render_report
+    from maw.retrieval.evaluation import split_measures
     from maw.retrieval.runs import write_run
 
-    dataset = load_dataset(command.dataset)
-    queries, judged = dataset.evaluation_split(command.split)
-    model = load_encoder(command.model, device=choose_device(command.device), max_length=command.max_length)
-    runs = dense_runs(model, dataset.documents, {command.split: queries}, show_progress=console.is_terminal)
-    evaluation = evaluate(judged, runs[command.split])
-    if command.run is not None:
-        write_run(command.run, runs[command.split], "maw")
-    for name, value in evaluation.means.items():
-        console.print(f"{name:8} {value:.5f}", highlight=False)
-    console.print(
-        f"{evaluation.queries} queries of {command.split}, {len(dataset.documents)} documents", highlight=False
-    )
+    name = _dataset_name(command)
+    if command.model is not None and command.qrels is not None:
+        raise MAWError("--qrels judges a run file: leave out the model, or --qrels (the data set has judgements)")
+    wanted: dict[str, Any] = {
+        "measures": None if command.measures is None else split_measures(command.measures),
+        "relevant_grade": command.relevant_grade,
+    }
+    dataset = None
+    if command.model is not None or name is not None:
+        dataset = load_dataset(name or "pydocs", drop_own=command.drop_own or None)
+        console.print(render_report(dataset), highlight=False, markup=False)
+    if command.model is not None and dataset is not None:
+        quiet_libraries()
+        from maw.retrieval.models import choose_device, load_encoder
+
+        split = command.split or dataset.default_split
+        dataset.evaluation_split(split)
+        model = load_encoder(command.model, device=choose_device(command.device), max_length=command.max_length)
+        found = assess_model(model, dataset, split, show_progress=console.is_terminal, **wanted)
+        if command.run is not None:
+            write_run(command.run, found.run, "maw", layout=command.run_format)
+    elif command.run is not None:
+        wanted |= {"dataset": dataset, "split": command.split, "drop_own": command.drop_own}
+        found = assess_run(command.run, qrels=command.qrels, ties=command.ties, **wanted)
+    else:
+        raise MAWError("wanted a model to evaluate, or a run file: maw evaluate MODEL, or maw evaluate --run FILE")
+    if command.per_query is not None:
+        write_per_query(command.per_query, found.evaluation)
+    for measure, value in found.evaluation.means.items():
+        console.print(f"{measure:8} {value:.5f}", highlight=False, markup=False)
+    for note in found.notes:
+        console.print(note, highlight=False, markup=False)
     return 0
+
+
+def _dataset_name(command: BenchmarkCommand | TrainCommand | EvaluateCommand) -> str | None:
+    """What --dataset or --msmarco names; None where neither is given."""
+    if command.msmarco and command.dataset not in (None, "msmarco"):
+        raise MAWError(f"--msmarco is --dataset msmarco, but --dataset {command.dataset} is given too: leave one out")
+    return "msmarco" if command.msmarco else command.dataset
 
 
 @execute.register
@@ -236,10 +274,10 @@ def _(command: ReportCommand, words: Sequence[str]) -> int:
     return 0
 
 
-def _console() -> Console:
-    """The terminal as it is; a file or a pipe gets lines long enough for the table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
+def _console(*, quiet: bool = False) -> Console:
+    """The terminal as it is; a file or a pipe gets lines long enough for the table, one that is quiet nothing."""
+    console = Console(quiet=quiet)
+    return console if console.is_terminal else Console(width=140, quiet=quiet)
 
 
 def quiet_libraries() -> None:

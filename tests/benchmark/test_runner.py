@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import doctest
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from maw.benchmark import results
 from maw.benchmark.plan import Benchmark, planned_runs
 from maw.benchmark.runner import Runner
 from maw.cli import main
@@ -40,6 +43,17 @@ def test_the_output_folder_is_whole(finished):
         assert row["split"] == "test"
         assert row["peak_bytes"] > 0
         assert row["seconds"] > 0
+        assert row["device"] == "cpu"
+        assert results["environments"][row["environment"]]["torch"]
+        tuned = {
+            "training": [row["seed"]],
+            "order": row["seed"],
+            "positives": row["seed"],
+            "dev_documents": row["seed"],
+        }
+        tuned |= {"lora": row["seed"]} if row["variant"].endswith("lora") else {}
+        tuned |= {"maw": row["seed"]} if row["variant"].startswith(("maw", "literal")) else {}
+        assert row["seeds"] == ({} if row["variant"] in ("bm25", "untuned") else tuned)
     by_name = {row["variant"]: row for row in results["rows"]}
     assert by_name["maw-full"]["total_parameters"] > by_name["dense-full"]["total_parameters"]
     assert by_name["bm25"]["metrics"]["nDCG@10"] == 1
@@ -56,6 +70,8 @@ def test_the_output_folder_is_whole(finished):
     assert "maw-full" in results["verdict"]
     assert results["data"]
     assert results["environment"]["torch"]
+    assert results["environment"] == results["environments"][0]
+    assert results["mixture"] is None
     names = {file.name for file in (finished / "runs").iterdir()}
     assert {"bm25-test.trec", "maw-full-seed1-test.trec"} <= names
     assert len((finished / "runs" / "maw-full-seed0-test.trec").read_text().splitlines()) == 6 * 20
@@ -107,12 +123,65 @@ def test_a_folder_of_another_benchmark_is_refused(finished, tiny_model, toy_data
     assert (finished / "results.json").is_file()
 
 
+def test_runs_of_another_environment_are_marked_and_another_kind_of_device_is_refused(tmp_path, tiny_model, toy_data):
+    benchmark = Benchmark(
+        dataset=f"beir:{toy_data}", model=str(tiny_model), variants=("bm25",), preset="full", output=tmp_path / "b"
+    )
+    assert Runner(benchmark).go()["mixture"] is None
+    state = tmp_path / "b" / "state" / "bm25.json"
+    changed = json.loads(state.read_text())
+    changed["environment"]["torch"] = "2.0"
+    state.write_text(json.dumps(changed))
+    results = Runner(benchmark).go()
+    assert results["mixture"].startswith("These runs were made in environments that differ in torch (2.0, ")
+    assert results["verdict"].startswith(results["mixture"])
+    assert sorted(row["environment"] for row in results["rows"]) == [0, 1]
+    assert results["mixture"] in (tmp_path / "b" / "report.html").read_text()
+    marker = tmp_path / "b" / "benchmark.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "device": "cuda"}))
+    with pytest.raises(MAWError, match="holds a benchmark with other device"):
+        Runner(benchmark)
+
+
 def test_dry_run_shows_the_plan_and_trains_nothing(tiny_model, toy_data, tmp_path, capsys):
     assert main(arguments(tiny_model, toy_data, tmp_path / "dry", "--dry-run", "--variants", "maw-full")) == 0
     out = capsys.readouterr().out
     assert "untuned, dense-full-seed0, maw-full-seed0" in out.replace("\n", " ")
     assert "estimated time" in out
     assert not (tmp_path / "dry").exists()
+
+
+def test_splits_that_are_others_together_are_not_reported_and_trec_dl_counts_from_grade_2(
+    tiny_model, toy_data, tmp_path, capsys
+):
+    """A folder like the MS MARCO pool: dl19 and dl20, both of them as test, dev, and no train."""
+    folder = tmp_path / "pool"
+    shutil.copytree(toy_data, folder)
+    (folder / "qrels" / "train.tsv").unlink()
+    rows = {name: [f"q{i}\td{i}\t3" for i in ids] for name, ids in (("dl19", range(4)), ("dl20", range(4, 8)))}
+    rows["dl19"].append("q0\td1\t1")
+    for name, lines in (rows | {"test": rows["dl19"] + rows["dl20"], "held": ["q8\td8\t1", "q9\td9\t2"]}).items():
+        (folder / "qrels" / f"{name}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
+    assert main(arguments(tiny_model, folder, tmp_path / "out", "--variants", "bm25,untuned")) == 0
+    said = capsys.readouterr().out
+    assert "test is dl19 and dl20 together" in said
+    assert "dl20 (grade 2)" in said
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {row["split"] for row in results["rows"]} == {"dl19", "dl20", "held"}
+    assert results["dataset"]["counts"]["unions"] == {"test": ["dl19", "dl20"]}
+    own = next(row["metrics"] for row in results["rows"] if row["split"] == "dl19")
+    assert set(own) == {"nDCG@10", *(f"{name}(rel=2){cut}" for name, cut in CUTS)}
+    table = pq.read_table(tmp_path / "out" / "per_query.parquet")
+    assert table.num_rows == 2 * (8 + 2)
+    assert {"MRR(rel=2)@10", "MRR@10"} < set(table.column_names)
+    assert table["MRR@10"].null_count == table.num_rows - 2 * 2
+
+
+def test_the_examples_run():
+    assert doctest.testmod(results).failed == 0
+
+
+CUTS = (("MRR", "@10"), ("R", "@100"), ("R", "@1000"), ("AP", ""))
 
 
 def test_a_killed_benchmark_keeps_what_was_finished(tiny_model, toy_data, tmp_path, monkeypatch, capsys):

@@ -117,6 +117,43 @@ def test_sums_equal_up_to_rounding_count_as_equal() -> None:
     assert paired_randomisation_test([0.1] * 10, [0.0] * 10) == 2 / 1024
 
 
+def test_seeds_are_part_of_the_test() -> None:
+    """The share of wrong alarms under the null hypothesis, with seeds that spread twice as much as the mean does."""
+    rng = np.random.default_rng(9)
+    for seeds, limit in ((2, 0.14), (3, 0.10), (5, 0.09)):
+        alarms = np.zeros(2)
+        for seed in range(300):
+            spread = rng.normal(0, 0.02, (seeds, 1))
+            d = rng.normal(0, 0.1, (1, 100)) + spread + rng.normal(0, 0.1, (seeds, 100))
+            zero = np.zeros_like(d)
+            both = paired_randomisation_test(d, zero, samples=999, seed=seed)
+            queries = paired_randomisation_test(d.mean(axis=0), zero.mean(axis=0), samples=999, seed=seed)
+            alarms += np.array([both, queries]) <= 0.05
+        assert alarms[0] / 300 <= limit
+        assert alarms[1] / 300 >= 0.10  # the test over queries alone
+
+
+def test_seeds_that_agree_change_little_and_one_seed_nothing() -> None:
+    a, b = planted(0.01)
+    alone = paired_randomisation_test(a.mean(axis=0), b.mean(axis=0), samples=9_999)
+    assert 0.0001 < alone < 0.05
+    assert alone - 0.01 <= paired_randomisation_test(a, b, samples=9_999) < 10 * alone
+    assert paired_randomisation_test(a[:1], b[:1]) == paired_randomisation_test(a[0], b[0])
+    rows = np.tile(a[0] - b[0], (3, 1))
+    assert paired_randomisation_test(rows, np.zeros_like(rows)) == pytest.approx(
+        paired_randomisation_test(a[0], b[0]), abs=0.005
+    )
+
+
+def test_signs_of_queries_and_seeds_worked_by_hand() -> None:
+    # means over seeds 2, 1; seeds' means 2.75, .25 deviate by +-1.25 from 1.5; times Q / S = 1
+    # what both leave over is +-.25: V_e = .25, V_s = 3.125, so sqrt(2 (1 - .25 / 6.25)) = sqrt(1.92)
+    d = np.array([[3.5, 2.0], [0.5, 0.0]])
+    c = 1.25 * math.sqrt(1.92)
+    sums = [abs(2 * s + u + c * t - c * v) for s, u, t, v in itertools.product((1, -1), repeat=4)]
+    assert paired_randomisation_test(d, np.zeros((2, 2))) == sum(value >= 3 - 1e-9 for value in sums) / 16
+
+
 # Bootstrap
 
 
@@ -247,7 +284,8 @@ def test_a_difference_that_hangs_on_one_seed_is_not_shown() -> None:
     b = rng.random((3, 200))
     a = b + np.array([[0.3], [-0.05], [-0.05]]) + rng.normal(0, 0.01, b.shape)
     row = correct([compare("maw", "dense", a, b, "nDCG@10", samples=999)])[0]
-    assert row.p_value_corrected == 1 / 1000
+    assert row.p_value_corrected > 0.2
+    assert paired_randomisation_test(a.mean(axis=0), b.mean(axis=0), samples=999) == 1 / 1000  # for these seeds
     assert row.interval[0] < 0 < row.interval[1]
     assert row.verdict == "no difference shown"
 
@@ -258,7 +296,7 @@ def test_a_difference_that_hangs_on_one_seed_is_not_shown() -> None:
         (lambda: paired_randomisation_test([1.0], [1.0, 2.0]), "same length, got 1 and 2"),
         (lambda: paired_randomisation_test([], []), "a must be one or more numbers"),
         (lambda: paired_randomisation_test([1.0], [math.nan]), "b must be finite, got 1 values"),
-        (lambda: paired_randomisation_test([[1.0]], [[1.0]]), "list of numbers, got shape"),
+        (lambda: paired_randomisation_test([[1.0, 2.0]] * 2, [1.0, 2.0]), "got 2 for 2 seeds and 2: give both"),
         (lambda: paired_randomisation_test([1.0], [2.0], samples=0), "samples must be at least 1"),
         (lambda: bootstrap_interval([]), "one or more numbers"),
         (lambda: bootstrap_interval([1.0]), "at least two queries, got 1"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from maw.errors import MAWError
-from maw.retrieval import datasets
+from maw.retrieval import corpora, datasets
 from maw.retrieval.datasets import RetrievalDataset, load_dataset, render_report
 
 CORPUS = [
@@ -34,8 +34,12 @@ QRELS = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(params=["in memory", "on disk"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in BEIR's layout; every test that reads it runs with texts in memory and in a store."""
+    monkeypatch.setenv("MAW_CACHE", str(tmp_path / "cache"))
+    if request.param == "on disk":
+        monkeypatch.setattr(corpora, "IN_MEMORY", -1)
     root = tmp_path / "toy"
     (root / "qrels").mkdir(parents=True)
     write_json(root / "corpus.jsonl", CORPUS)
@@ -177,6 +181,24 @@ def test_evaluation_splits_may_overlap(folder: Path):
     assert data.counts["dropped_train_queries"] == []
 
 
+def test_a_split_of_other_splits_is_known_and_counts_as_they_do(folder: Path):
+    for name, rows in {"dl19": ["q3\td4\t1"], "dl20": ["q6\td1\t2"]}.items():
+        write_lines(folder / "qrels" / f"{name}.tsv", [HEADER, *rows])
+    (folder / "qrels" / "dev.tsv").unlink()
+    write_lines(folder / "qrels" / "all.tsv", [HEADER, "q6\td1\t2", "q3\td4\t1"])
+    data = load(folder)
+    assert data.counts["unions"] == {"all": ["dl19", "dl20"]}
+    assert data.relevant_grade == {"dl19": 2, "dl20": 2, "all": 2}
+    assert data.evaluation_splits == ("all", "dl19", "dl20", "test")
+    assert "all is dl19 and dl20 together" in render_report(data)
+    for rows in (["q6\td1\t1", "q3\td4\t1"], ["q6\td1\t2", "q3\td4\t1", "q4\td1\t2"]):  # other grades, another query
+        write_lines(folder / "qrels" / "all.tsv", [HEADER, *rows, "q5\td1\t1"])
+        assert load(folder).counts["unions"] == {}
+    (folder / "qrels" / "dl20.tsv").unlink()
+    write_lines(folder / "qrels" / "all.tsv", [HEADER, "q3\td4\t1"])  # the same as dl19: neither is made of the other
+    assert load(folder).counts["unions"] == {}
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 BAD = {
@@ -286,7 +308,7 @@ def test_refuses_a_folder_that_is_not_there(tmp_path: Path):
         load_dataset(f"beir:{tmp_path / 'nowhere'}")
 
 
-@pytest.mark.parametrize("spec", ["", "nfcorpus", "beir", "beir:", "ir:beir/nfcorpus", "PyDocs"])
+@pytest.mark.parametrize("spec", ["", "nfcorpus", "beir", "beir:", "ir:", "msmarco:", "MSMARCO", "PyDocs"])
 def test_refuses_another_name_and_lists_what_is_accepted(spec: str):
     with pytest.raises(MAWError) as caught:
         load_dataset(spec)
@@ -506,18 +528,26 @@ def test_other_real_folders(name: str, documents: int, queries: dict[str, int]):
     assert data.counts["shared_query_ids"] == shared
     if shared:
         assert data.counts["queries"]["not_judged"] == 59
+        assert data.counts["unions"] == {"test": ["dl19", "dl20"]}
+        assert data.relevant_grade == {"dl19": 2, "dl20": 2, "test": 2}
 
 
 # --- the module itself ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", ["datasets", "beir", "pydocs", "subsets"])
+LIGHT = (
+    *("beir", "checks", "corpora", "data_report", "datasets", "irdatasets", "judgements", "lines", "msmarco", "pydocs"),
+    *("subsets", "text_writer", "texts"),
+)
+
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_imports_only_the_standard_library_at_the_top(module: str):
     tree = ast.parse(Path(datasets.__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
     names = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
     names |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     others = {name for name in names if name.partition(".")[0] not in sys.stdlib_module_names}
-    assert others <= {"maw.errors", "maw.retrieval.datasets"}
+    assert others <= {"maw.errors", "maw.retrieval", *(f"maw.retrieval.{name}" for name in LIGHT)}
 
 
 def test_examples():

@@ -38,7 +38,7 @@ class Comparison:
         split: the queries compared on, such as "test".
         mean_difference: mean over seeds and queries of variant minus baseline.
         interval: bootstrap interval of that mean, over queries and seeds.
-        p_value: two-sided paired randomisation test over queries, for these seeds.
+        p_value: two-sided paired randomisation test over queries and seeds.
         p_value_corrected: the same after Holm's correction over the table; None until `correct` has seen the table.
         queries: how many queries were compared.
         seeds: how many seeds each system was trained with.
@@ -75,7 +75,7 @@ def compare(
 ) -> Comparison:
     """Compare a variant with its twin; `correct` then gives the verdict.
 
-    The randomisation test is over queries, on each query's mean over seeds; the interval is over queries and seeds.
+    The randomisation test and the interval are both over queries and seeds.
 
     Args:
         variant: name of the system that `values_a` belong to.
@@ -114,7 +114,7 @@ def compare(
         split=split,
         mean_difference=float(differences.mean()),
         interval=bootstrap_interval(differences, level=level, samples=bootstrap_samples, seed=seed),
-        p_value=paired_randomisation_test(first.mean(axis=0), second.mean(axis=0), samples=samples, seed=seed),
+        p_value=paired_randomisation_test(first, second, samples=samples, seed=seed),
         p_value_corrected=None,
         queries=differences.shape[1],
         seeds=differences.shape[0],
@@ -127,8 +127,8 @@ def correct(comparisons: Sequence[Comparison], *, alpha: float = 0.05) -> list[C
     """Correct the p-values of all comparisons of a table by Holm's method, and give the verdicts.
 
     "better" or "worse" where the corrected p-value is at most `alpha` and the interval lies wholly on that side of
-    zero; "no difference shown" otherwise. The test alone speaks for the seeds at hand; the interval adds that other
-    seeds would probably say the same.
+    zero; "no difference shown" otherwise. The interval alone is not corrected for the number of comparisons, the test
+    is.
 
     Args:
         comparisons: every comparison of the table: leaving some out makes the correction too small.

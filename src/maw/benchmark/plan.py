@@ -56,6 +56,7 @@ class Benchmark:
     training: dict[str, Any] = field(default_factory=dict)
     lora_learning_rate: float = LORA_LEARNING_RATE
     metric: str = "nDCG@10"
+    drop_own: bool = False
 
     def __post_init__(self) -> None:
         choose_variants(self.variants)
@@ -69,6 +70,7 @@ class Benchmark:
         """What must be the same for a started folder to be gone on with; variants and seeds may grow."""
         return {
             "dataset": self.dataset,
+            **({"drop_own": True} if self.drop_own else {}),
             "model": self.model,
             "preset": self.preset,
             "maw": MAWConfig(**self.maw).to_dict(),
@@ -113,12 +115,12 @@ def training_settings(benchmark: Benchmark, run: PlannedRun) -> TrainingSettings
 
 
 def evaluation_splits(dataset: RetrievalDataset) -> list[str]:
-    """The splits that are reported: every evaluation split but dev, which chooses checkpoints.
+    """The splits that are reported: every evaluation split but dev, which chooses checkpoints, and unions of others.
 
     Raises:
         MAWError: there is none.
     """
-    splits = [split for split in dataset.evaluation_splits if split != "dev"]
+    splits = [split for split in dataset.evaluation_splits if split != "dev" and split not in dataset.counts["unions"]]
     if not splits:
         raise MAWError(f"{dataset.name} has no split to report on beside train and dev: add qrels/test.tsv")
     return splits
@@ -154,10 +156,12 @@ def estimate_seconds(
 
 def _texts_per_second(model: SentenceTransformer, dataset: RetrievalDataset) -> float:
     from maw.retrieval.encoding import encode
+    from maw.retrieval.texts import TextStore
 
     sample, warm_up = (64, 8) if model.device.type == "cpu" else (1024, 1024)
-    ids = sorted(dataset.documents)
-    texts = [dataset.documents[i] for i in ids[:: max(1, len(ids) // sample)]][:sample]
+    documents = dataset.documents
+    texts = documents.texts if isinstance(documents, TextStore) else list(documents.values())
+    texts = texts[:: max(1, len(texts) // sample)][:sample]
     encode(model, texts[:warm_up], "document")
     start = time.perf_counter()
     encode(model, texts, "document")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -15,14 +16,41 @@ from rich.table import Table
 from maw.benchmark.comparison import Comparison, compare, correct
 from maw.benchmark.variants import VARIANTS
 
-__all__ = ["comparisons", "mark_below_untuned", "results_table", "verdict", "write_aside", "write_per_query"]
+__all__ = [
+    "comparisons",
+    "environments",
+    "mark_below_untuned",
+    "mixture",
+    "results_table",
+    "verdict",
+    "write_per_query",
+]
 
 
-def write_aside(path: Path, text: str) -> None:
-    """Write a file so that it is either the old one or the whole new one, whatever happens meanwhile."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+def environments(states: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The environments that runs were made in, each once, in the order they came."""
+    found: list[dict[str, Any]] = []
+    for state in states:
+        if state["environment"] not in found:
+            found.append(state["environment"])
+    return found
+
+
+def mixture(found: Sequence[dict[str, Any]]) -> str | None:
+    """In what the environments of a benchmark's runs differ, in words; None where they do not.
+
+    >>> mixture([{"torch": "2.11", "device": "cpu"}, {"torch": "2.13", "device": "cpu"}])
+    'These runs were made in environments that differ in torch (2.11, 2.13): a difference between them may be that.'
+    """
+    names = dict.fromkeys(name for one in found for name in one)
+    values = {name: list(dict.fromkeys(str(one.get(name)) for one in found)) for name in names}
+    differing = [f"{name} ({', '.join(seen)})" for name, seen in values.items() if len(seen) > 1]
+    if not differing:
+        return None
+    return (
+        f"These runs were made in environments that differ in {', '.join(differing)}: "
+        "a difference between them may be that."
+    )
 
 
 def mark_below_untuned(rows: Iterable[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
@@ -62,11 +90,11 @@ def comparisons(states: Sequence[dict[str, Any]], metric: str) -> list[Compariso
     return correct(found) if found else []
 
 
-def verdict(found: Sequence[Comparison]) -> str:
-    """The comparisons in a sentence each."""
+def verdict(found: Sequence[Comparison], mixed: str | None = None) -> str:
+    """The comparisons in a sentence each, after what `mixture` says."""
+    sentences = [] if mixed is None else [mixed]
     if not found:
-        return "No MAW variant has been compared with its dense twin yet."
-    sentences = []
+        return " ".join([*sentences, "No MAW variant has been compared with its dense twin yet."])
     for one in found:
         low, high = one.interval
         words = {
@@ -100,37 +128,65 @@ def write_per_query(path: Path, states: Sequence[dict[str, Any]]) -> None:
         for split, per_query in state["per_query"].items()
         for query in next(iter(per_query.values()))
     ]
+    names = list(dict.fromkeys(name for row in rows for name in row))  # splits may have measures of their own
     aside = path.with_name(f".{path.name}.part")
-    pq.write_table(pa.Table.from_pylist(rows), aside)
+    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), aside)
     os.replace(aside, path)
 
 
 def results_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Table:
-    """The rows for a terminal: means over seeds, with their standard deviation where there are several."""
+    """The rows for a terminal: means over seeds, with their standard deviation where there are several.
+
+    With several splits every variant has a line a split. A split in which metrics without grades count from another
+    grade than 1 on, MRR(rel=2)@10 in the column MRR@10, says so in its name.
+    """
     splits = list(dict.fromkeys(row["split"] for row in rows))
+    there = {split: next(list(row["metrics"]) for row in rows if row["split"] == split) for split in splits}
     table = Table(title=None, header_style="bold")
     table.add_column("variant", no_wrap=True)
-    for split in splits:
-        for metric in metrics:
-            table.add_column(metric if len(splits) == 1 else f"{split} {metric}", justify="right", no_wrap=True)
-    for name in ("trained", "time", "memory"):
+    if len(splits) > 1:
+        table.add_column("split", no_wrap=True)
+    for name in (*metrics, "trained", "time", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for variant in dict.fromkeys(row["variant"] for row in rows):
         own = [row for row in rows if row["variant"] == variant]
-        cells = [variant]
         for split in splits:
-            for metric in metrics:
-                values = [row["metrics"][metric] for row in own if row["split"] == split]
+            cells = [variant if split == splits[0] else ""]
+            those = [row for row in own if row["split"] == split]
+            names = [_own_name(metric, there[split]) for metric in metrics]
+            if len(splits) > 1:
+                grades = sorted({found[1] for name in names if (found := _GRADE.search(name))})
+                cells.append(split + "".join(f" (grade {grade})" for grade in grades))
+            for name in names:
+                values = [row["metrics"][name] for row in those]
                 spread = f" ±{statistics.stdev(values):.4f}" if len(values) > 1 else ""
                 cells.append(f"{statistics.fmean(values):.4f}{spread}" if values else "-")
-        first = own[0]
-        cells.append(f"{first['trainable_parameters'] / 1e6:.2f} M" if first["trainable_parameters"] else "-")
-        cells.append(f"{sum(row['seconds'] for row in own if row['split'] == splits[0]):.0f} s")
-        cells.append(f"{max(row['peak_bytes'] for row in own) / 2**30:.2f} GiB")
-        cells.append("below untuned" if any(row["below_untuned"] for row in own) else "")
-        table.add_row(*cells)
+            cells += _costs(those) if split == splits[0] else ["", "", ""]
+            cells.append("below untuned" if any(row["below_untuned"] for row in those) else "")
+            table.add_row(*cells)
     return table
+
+
+_GRADE = re.compile(r"\(rel=([0-9]+)\)")
+
+
+def _costs(rows: Sequence[dict[str, Any]]) -> list[str]:
+    trained = rows[0]["trainable_parameters"]
+    return [
+        f"{trained / 1e6:.2f} M" if trained else "-",
+        f"{sum(row['seconds'] for row in rows):.0f} s",
+        f"{max(row['peak_bytes'] for row in rows) / 2**30:.2f} GiB",
+    ]
+
+
+def _own_name(metric: str, names: Sequence[str]) -> str:
+    """The name of a metric among those of a split: itself, or with the grade from which it counts.
+
+    >>> _own_name("MRR@10", ["nDCG@10", "MRR(rel=2)@10"])
+    'MRR(rel=2)@10'
+    """
+    return next((name for name in names if _GRADE.sub("", name) == metric), metric)
 
 
 def comparison_rows(found: Sequence[Comparison]) -> list[dict[str, Any]]:

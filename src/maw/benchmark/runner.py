@@ -18,15 +18,17 @@ from maw.benchmark.resources import Cost, describe_environment, measure
 from maw.benchmark.results import (
     comparison_rows,
     comparisons,
+    environments,
     mark_below_untuned,
+    mixture,
     verdict,
-    write_aside,
     write_per_query,
 )
 from maw.errors import MAWError
+from maw.retrieval.assessment import dense_rankings
 from maw.retrieval.bm25 import bm25_run
-from maw.retrieval.encoding import dense_runs
-from maw.retrieval.evaluation import evaluate
+from maw.retrieval.checkpoints import remove_checkpoints, write_aside
+from maw.retrieval.evaluation import Evaluation, default_measures, evaluate
 from maw.retrieval.models import choose_device, fingerprint, load_encoder
 from maw.retrieval.runs import write_run
 
@@ -46,7 +48,7 @@ def load_benchmark_dataset(benchmark: Benchmark) -> RetrievalDataset:
     """The data set, cut to the preset."""
     from maw.retrieval.datasets import load_dataset
 
-    dataset = load_dataset(benchmark.dataset)
+    dataset = load_dataset(benchmark.dataset, drop_own=benchmark.drop_own or None)
     subset = PRESETS[benchmark.preset]["subset"]
     return dataset if subset is None else dataset.subset(**subset)
 
@@ -114,10 +116,7 @@ class Runner:
         cost, extra = Cost(), {"trainable_parameters": 0, "total_parameters": 0}
         if run.variant.kind == "bm25":
             with measure(self.device) as cost:
-                found = {
-                    split: bm25_run(self.dataset.documents, self.dataset.evaluation_split(split)[0])
-                    for split in self.splits
-                }
+                found = self._rank_by_words()
         elif run.variant.kind == "untuned":
             extra["total_parameters"] = sum(p.numel() for p in self.encoder.parameters())
             with measure(self.device) as cost:
@@ -130,19 +129,19 @@ class Runner:
             "seconds": cost.seconds,
             "peak_bytes": cost.peak_bytes,
             **extra,
+            "environment": describe_environment(self.device),
             "metrics": {},
             "per_query": {},
         }
         for split, ranking in found.items():
-            evaluation = evaluate(self.dataset.judgements(split), ranking)
+            evaluation = self._evaluate(split, ranking)
             state["metrics"][split], state["per_query"][split] = evaluation.means, evaluation.per_query
             (self.folder / "runs").mkdir(exist_ok=True)
-            write_run(self.folder / "runs" / f"{run.name}-{split}.trec", ranking, run.name)
+            write_run(self.folder / "runs" / f"{run.name}-{split.replace('/', '-')}.trec", ranking, run.name)
         write_aside(self._state(run), json.dumps(state))
 
     def _tune(self, run: PlannedRun) -> tuple[dict[str, Ranking], Cost, dict[str, Any]]:
         from maw.benchmark.tuning import save_model, tune
-        from maw.retrieval.training import remove_checkpoints
 
         settings = training_settings(self.benchmark, run)
         work = self.folder / "training" / run.name
@@ -155,11 +154,12 @@ class Runner:
                 self.dataset,
                 settings,
                 work,
+                negatives=self.folder / "negatives",
                 log_file=self.folder / "logs" / f"{run.name}.jsonl",
                 show_progress=self.show_progress,
             )
             found = self._rank(tuned.model)
-        metrics = {split: evaluate(self.dataset.judgements(split), ranking).means for split, ranking in found.items()}
+        metrics = {split: self._evaluate(split, ranking).means for split, ranking in found.items()}
         save_model(
             tuned,
             self.folder / "models" / run.name,
@@ -171,8 +171,18 @@ class Runner:
         return found, cost, {**tuned.parameters, **tuned.outcome}
 
     def _rank(self, model: SentenceTransformer) -> dict[str, Ranking]:
-        queries = {split: self.dataset.evaluation_split(split)[0] for split in self.splits}
-        return dense_runs(model, self.dataset.documents, queries, show_progress=self.show_progress)
+        return dense_rankings(model, self.dataset, self.splits, show_progress=self.show_progress)
+
+    def _rank_by_words(self) -> dict[str, Ranking]:
+        """BM25 for all splits, from one index."""
+        asked = {split: self.dataset.evaluation_split(split)[0] for split in self.splits}
+        queries = {query: text for texts in asked.values() for query, text in texts.items()}
+        found = bm25_run(self.dataset.documents, queries, drop_own=self.dataset.drop_own)
+        return {split: {query: found[query] for query in texts} for split, texts in asked.items()}
+
+    def _evaluate(self, split: str, ranking: Ranking) -> Evaluation:
+        measures = default_measures(self.dataset.relevant_grade.get(split, 1))
+        return evaluate(self.dataset.judgements(split), ranking, measures)
 
     # The folder
 
@@ -180,8 +190,13 @@ class Runner:
         return self.folder / "state" / f"{run.name}.json"
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for this folder to be gone on with."""
-        whole = {**self.benchmark.identity(), "weights": self.fingerprint, "data": dict(self.dataset.checksums)}
+        """What must be the same for this folder to be gone on with; versions may differ, which is then said."""
+        whole = {
+            **self.benchmark.identity(),
+            "device": self.device.type,
+            "weights": self.fingerprint,
+            "data": dict(self.dataset.checksums),
+        }
         return json.loads(json.dumps(whole, default=str))
 
     def _check_folder(self) -> None:
@@ -217,9 +232,14 @@ class Runner:
 
         states, metric = self.finished_states(), self.benchmark.metric
         kept = ("variant", "seed", "trainable_parameters", "total_parameters", "seconds", "peak_bytes")
+        places = environments(states)
+        mixed = mixture(places)
         rows = [
             {
                 **{name: state[name] for name in kept},
+                "seeds": state.get("seeds", {}),
+                "device": state["environment"]["device"],
+                "environment": places.index(state["environment"]),
                 "dataset": self.dataset.name,
                 "split": split,
                 "metrics": metrics,
@@ -248,8 +268,10 @@ class Runner:
             },
             "rows": mark_below_untuned(rows, metric),
             "comparisons": comparison_rows(found),
-            "verdict": verdict(found),
-            "environment": describe_environment(self.device),
+            "verdict": verdict(found, mixed),
+            "mixture": mixed,
+            "environment": places[-1] if places else describe_environment(self.device),
+            "environments": places,
             "data": dict(self.dataset.checksums),
             "seconds": sum(state["seconds"] for state in states),
         }

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from maw.errors import MAWError
+from maw.retrieval.texts import TextStore
 
-__all__ = ["analyser", "bm25_run"]
+__all__ = ["BM25Index", "analyser", "bm25_run"]
 
 Item = TypeVar("Item")
 
@@ -48,6 +50,7 @@ def bm25_run(
     *,
     k1: float = 0.9,
     b: float = 0.4,
+    drop_own: bool = False,
     show_progress: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Return, for every query, the k documents with the highest BM25 score.
@@ -61,6 +64,7 @@ def bm25_run(
         k: how many documents to return for a query, at most.
         k1: how soon a repeated word stops to add to the score.
         b: how far the length of a document counts, 0 to 1.
+        drop_own: leave out a document with the query's own id.
         show_progress: whether to show progress bars.
 
     Returns:
@@ -77,39 +81,110 @@ def bm25_run(
         >>> {query: list(found) for query, found in run.items()}
         {'q': ['b', 'a']}
     """
-    # bm25s starts JAX where it is installed, and JAX would take most of a GPU's memory for itself at once
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    import bm25s
-    from rich.progress import track
-
-    for name, given in (("document", documents), ("query", queries)):
-        if not given:
-            raise MAWError(f"BM25 needs at least one {name}, got none: check the data set that was read")
+    if not queries:
+        raise MAWError("BM25 needs at least one query, got none: check the data set that was read")
     if k < 1:
         raise MAWError(f"k must be at least 1, got {k}: ask for one document or more")
-    if not (k1 >= 0 and 0 <= b <= 1):
-        raise MAWError(f"k1 must be at least 0 and b between 0 and 1, got k1={k1} and b={b}: 0.9 and 0.4 are usual")
-
-    def progress(items: Iterable[Item], total: int, description: str) -> Iterable[Item]:
-        return track(items, description=description, total=total, disable=not show_progress)
-
-    analyse = analyser()
-    ids = sorted(documents, reverse=True)  # ties by position are then ties by descending id
-    vocabulary: dict[str, int] = {}
-    tokens = [
-        np.array([vocabulary.setdefault(stem, len(vocabulary)) for stem in analyse(documents[name])], dtype=np.int32)
-        for name in progress(ids, len(ids), "BM25: reading documents")
-    ]
-    if not vocabulary:
-        return {query: {} for query in queries}
-    index = bm25s.BM25(k1=k1, b=b, method="lucene")
-    index.index((tokens, vocabulary), create_empty_token=False, show_progress=show_progress)
+    index = BM25Index(documents, k1=k1, b=b, show_progress=show_progress)
     run = {}
-    for query, text in progress(queries.items(), len(queries), "BM25: searching"):
-        known = [vocabulary[stem] for stem in analyse(text) if stem in vocabulary]
-        score = index.get_scores_from_ids(known)
-        run[query] = {ids[place]: float(score[place]) for place in _best(score, k)}
+    for query, text in _progress(queries.items(), len(queries), "BM25: searching", show_progress):
+        found = index.search(text, k + drop_own)
+        run[query] = {name: score for name, score in found if not (drop_own and name == query)}
+        if len(run[query]) > k:
+            run[query].popitem()
     return run
+
+
+class BM25Index:
+    """Documents indexed for BM25; see `bm25_run` for the arguments and what they raise.
+
+    The index takes some 12 bytes for every different word of every document, and 45 while it is made. The texts are
+    read once, in order, and not kept.
+    """
+
+    def __init__(
+        self, documents: Mapping[str, str], *, k1: float = 0.9, b: float = 0.4, show_progress: bool = False
+    ) -> None:
+        # bm25s starts JAX where it is installed, and JAX would take most of a GPU's memory for itself at once
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        import bm25s
+
+        if not documents:
+            raise MAWError("BM25 needs at least one document, got none: check the data set that was read")
+        if not (k1 >= 0 and 0 <= b <= 1):
+            raise MAWError(f"k1 must be at least 0 and b between 0 and 1, got k1={k1} and b={b}: 0.9 and 0.4 are usual")
+        self._analyse = analyser()
+        self._vocabulary: dict[str, int] = {}
+        tokens = self._read(documents, show_progress)
+        # ties are by descending id: where in that order each document comes, and which comes where
+        self._places: np.ndarray | None = None
+        if isinstance(documents, TextStore):
+            self._ids, self._descending = documents.ids, documents.descending()
+            self._position = documents.position
+        else:
+            self._ids = list(documents)
+            self._position = {name: place for place, name in enumerate(self._ids)}.__getitem__
+            order = sorted(range(len(self._ids)), key=self._ids.__getitem__, reverse=True)
+            self._descending = np.array(order, dtype=np.int64)
+        self._index = bm25s.BM25(k1=k1, b=b, method="lucene") if self._vocabulary else None
+        if self._index is not None:
+            tokens.order = self._descending
+            self._index.index(tokens, create_empty_token=False, show_progress=show_progress)
+
+    def search(self, text: str, k: int) -> list[tuple[str, float]]:
+        """The k best documents and their scores, best first; fewer where fewer have a word of the query."""
+        return list(self.best(self.scores(text), k))
+
+    def best(self, score: np.ndarray, k: int) -> Iterator[tuple[str, float]]:
+        """The k best documents by what `scores` returned, and their scores, best first, one after the other."""
+        return ((self._ids[int(self._descending[place])], float(score[place])) for place in _best(score, k))
+
+    def places(self, identifiers: Iterable[str]) -> list[int]:
+        """Where in the scores each of these documents is."""
+        if self._places is None:
+            self._places = np.empty_like(self._descending)
+            self._places[self._descending] = np.arange(len(self._descending))
+        return [int(self._places[self._position(name)]) for name in identifiers]
+
+    def scores(self, text: str) -> np.ndarray:
+        """The score of every document, in the order of descending ids."""
+        if self._index is None:
+            return np.zeros(len(self._descending), dtype=np.float32)
+        known = [self._vocabulary[stem] for stem in self._analyse(text) if stem in self._vocabulary]
+        return self._index.get_scores_from_ids(known)
+
+    def _read(self, documents: Mapping[str, str], show_progress: bool) -> _Tokens:
+        numbers, ends, vocabulary = array("i"), array("Q", [0]), self._vocabulary
+        texts = _progress(documents.values(), len(documents), "BM25: reading documents", show_progress)
+        for text in texts:
+            numbers.extend([vocabulary.setdefault(stem, len(vocabulary)) for stem in self._analyse(text)])
+            ends.append(len(numbers))
+        return _Tokens(np.frombuffer(numbers, dtype=np.int32), np.frombuffer(ends, dtype=np.uint64), vocabulary)
+
+
+class _Tokens(Sequence[list[int]]):
+    """The words of every document, as bm25s asks for them, in one array; `order` says which document comes when."""
+
+    def __init__(self, numbers: np.ndarray, ends: np.ndarray, vocabulary: dict[str, int]) -> None:
+        self.numbers, self.ends, self.vocab = numbers, ends, vocabulary
+        self.order = np.arange(len(ends) - 1)
+
+    @property
+    def ids(self) -> _Tokens:
+        return self
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, place: Any) -> Any:
+        document = self.order[place]
+        return self.numbers[int(self.ends[document]) : int(self.ends[document + 1])].tolist()
+
+
+def _progress(items: Iterable[Item], total: int, description: str, show: bool) -> Iterable[Item]:
+    from rich.progress import track
+
+    return track(items, description=description, total=total, disable=not show)
 
 
 def analyser() -> Callable[[str], list[str]]:

@@ -1,7 +1,8 @@
 """Documents, queries and judgements of one retrieval task, the checks made on them, and seeded subsets.
 
-Where the data come from is in `beir` (a folder of files) and `pydocs` (the running Python's standard library); both
-hand their parts to `RetrievalDataset.from_parts`, so every data set goes through the same checks.
+Where the data come from is in `beir` and `msmarco` (folders of files), `irdatasets` (ids of ir_datasets) and `pydocs`
+(the running Python's standard library); all hand their parts to `RetrievalDataset.from_parts`, so every data set goes
+through the same checks (`checks`). Large corpora stay on disk (`corpora`).
 
 Relevant means a grade above 0. A text is compared with another after `normalise`. Seeded choices order ids by a
 SHA-256 of (seed, purpose, id), so they depend neither on the order in files nor on the Python version, and a larger
@@ -11,21 +12,18 @@ choice contains the smaller one made with the same seed.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from itertools import combinations, islice
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from maw.errors import MAWError
+from maw.retrieval import checks
+from maw.retrieval.checks import TRAIN, Judgements
+from maw.retrieval.data_report import render_report
 
 __all__ = ["RetrievalDataset", "load_dataset", "normalise", "render_report"]
-
-Judgements = Mapping[str, Mapping[str, int]]
-"""Query id -> document id -> grade."""
-
-TRAIN = "train"
 
 
 def normalise(text: str) -> str:
@@ -47,6 +45,9 @@ def seeded(ids: Iterable[str], seed: int, purpose: str) -> list[str]:
     return sorted(ids, key=lambda name: hashlib.sha256(f"{seed}\0{purpose}\0{name}".encode()).digest())
 
 
+_DL_PASSAGES = re.compile(r"(dl|trec-dl-20)(19|20|21|22|23)\b")  # splits of TREC Deep Learning's passage task
+
+
 @dataclass(frozen=True)
 class RetrievalDataset:
     """One retrieval task: what is searched, what is asked, and which answers were judged.
@@ -60,8 +61,13 @@ class RetrievalDataset:
         counts: what the checks found; serialisable as JSON.
         licence: the licence of the data, None where it is not stated.
         subset_of: the name of the data set this is a subset of, None where it is whole.
+        drop_own: whether a document with the query's own id is left out of every ranking (ArguAna, whose queries are
+            documents).
+        relevant_grade: split -> the grade from which on measures without grades count a document as relevant, where it
+            is not 1; it is 2 for the passages of TREC Deep Learning.
+        negative_files: files of triples or rankings that came with the data (`maw.retrieval.negatives`).
 
-    Make one with `load_dataset` or `from_parts`: the plain constructor checks nothing.
+    Make one with `load_dataset` or `from_parts`; the plain constructor checks nothing.
     """
 
     name: str
@@ -72,6 +78,9 @@ class RetrievalDataset:
     counts: Mapping[str, Any] = field(repr=False)
     licence: str | None = None
     subset_of: str | None = None
+    drop_own: bool = False
+    relevant_grade: Mapping[str, int] = field(default_factory=dict)
+    negative_files: tuple[Path, ...] = ()
 
     @classmethod
     def from_parts(
@@ -84,16 +93,23 @@ class RetrievalDataset:
         checksums: Mapping[str, str] | None = None,
         licence: str | None = None,
         subset_of: str | None = None,
+        drop_own: bool = False,
+        relevant_grade: Mapping[str, int] | None = None,
+        negative_files: Iterable[Path] = (),
+        lacking_documents: bool = False,
         **more_counts: Any,
     ) -> RetrievalDataset:
         """Check the parts, drop from train every query whose text an evaluation split has too, and count.
 
         Args:
-            name, documents, queries, qrels, checksums, licence, subset_of: as in the class.
+            name, documents, queries, qrels, checksums, licence, subset_of, drop_own, negative_files: as in the class.
+            relevant_grade: as in the class; splits named dl19 or trec-dl-2019 have 2 where it is not given.
+            lacking_documents: whether judgements may name documents that the collection lacks, as published ones do.
+                They are counted and kept, so that the measures are the published ones; in train they are dropped.
             more_counts: added to `counts` under their own names.
 
         Returns:
-            The data set. `counts["dropped_train_queries"]` lists the ids dropped from train.
+            The data set. `counts["dropped_train_queries"]` has the ids dropped from train, `counts["unions"]` unions.
 
         Raises:
             MAWError: no documents, no judgements, a judged id that does not exist, or a query id that is both in
@@ -105,7 +121,7 @@ class RetrievalDataset:
         >>> data.counts["dropped_train_queries"], len(data.qrels["train"])
         (['a'], 0)
         """
-        _check_ids(name, documents, queries, qrels)
+        gone = checks.check_ids(name, documents, queries, qrels, lacking_documents=lacking_documents)
         normal = {query: normalise(queries[query]) for judged in qrels.values() for query in judged}
         splits = sorted(qrels, key=lambda split: (split != TRAIN, split))
         evaluation_texts = {normal[query] for split in splits if split != TRAIN for query in qrels[split]}
@@ -113,22 +129,37 @@ class RetrievalDataset:
         used = {split: dict(qrels[split]) for split in splits}
         for query in dropped:
             del used[TRAIN][query]
+        if TRAIN in gone:
+            used[TRAIN] = checks.only_known(used[TRAIN], documents)
+        asked = {query for split in splits if split != TRAIN for query in qrels[split]}
         counts: dict[str, Any] = {
-            "documents": _count_texts(documents.values()),
-            "queries": _count_texts(normalise(text) for text in queries.values())
-            | {"not_judged": len(queries.keys() - normal.keys())},
-            "splits": {split: _count_split(judged) for split, judged in used.items()},
-            "shared_query_ids": {},
-            "shared_query_texts": {},
+            "documents": checks.count_texts(documents),
+            "queries": checks.count_texts(queries, normalise) | {"not_judged": len(queries.keys() - normal.keys())},
+            "splits": {split: checks.count_split(judged) for split, judged in used.items()},
+            **checks.overlaps({split: qrels[split] for split in splits}, normal),
             "dropped_train_queries": dropped,
+            "unions": checks.unions(used),
+            "judged_but_not_in_collection": gone,
+            "queries_that_are_documents": sum(
+                normalise(documents[query]) == normal[query]
+                for query in asked.difference(checks.lacking(documents, asked))
+            ),
         }
-        for one, two in combinations(splits, 2):
-            both = qrels[one].keys() & qrels[two].keys()
-            texts = [{normal[query] for query in qrels[split] if query not in both} for split in (one, two)]
-            for key, number in (("shared_query_ids", len(both)), ("shared_query_texts", len(texts[0] & texts[1]))):
-                if number:
-                    counts[key][f"{one}/{two}"] = number
-        return cls(name, documents, queries, used, checksums or {}, counts | more_counts, licence, subset_of)
+        grades = {split: 2 for split in splits if _DL_PASSAGES.match(split)}
+        grades |= {whole: 2 for whole, parts in counts["unions"].items() if all(part in grades for part in parts)}
+        return cls(
+            name,
+            documents,
+            queries,
+            used,
+            checksums or {},
+            counts | more_counts,
+            licence,
+            subset_of,
+            drop_own=drop_own,
+            relevant_grade=grades | dict(relevant_grade or {}),
+            negative_files=tuple(negative_files),
+        )
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -139,6 +170,14 @@ class RetrievalDataset:
     def evaluation_splits(self) -> tuple[str, ...]:
         """The names of all splits but train."""
         return tuple(split for split in self.qrels if split != TRAIN)
+
+    @property
+    def default_split(self) -> str:
+        """The split to evaluate on when none is named: test, or the only one; MAWError where there are others."""
+        splits = self.evaluation_splits
+        if "test" in splits or len(splits) == 1:
+            return "test" if "test" in splits else splits[0]
+        raise MAWError(f"{self.name} has no split test: name one with --split: {', '.join(splits) or 'it has none'}")
 
     def judgements(self, split: str) -> Judgements:
         """Return query id -> document id -> grade of one split; MAWError where there is no such split."""
@@ -197,103 +236,65 @@ class RetrievalDataset:
         return subset(self, **sizes, test_queries=test_queries, dev_queries=dev_queries, seed=seed)
 
     def report(self) -> dict[str, Any]:
-        """Return what `results.json` says about the data: name, licence, checksums and counts, as plain JSON."""
+        """Return what `results.json` says about the data: all but texts and judgements, as plain JSON."""
         named = {"name": self.name, "subset_of": self.subset_of, "licence": self.licence}
-        return named | {"checksums": dict(self.checksums), "counts": dict(self.counts)}
+        conventions = {"drop_own": self.drop_own, "relevant_grade": dict(self.relevant_grade)}
+        return named | conventions | {"checksums": dict(self.checksums), "counts": dict(self.counts)}
 
 
-def load_dataset(spec: str) -> RetrievalDataset:
+def load_dataset(spec: str, *, drop_own: bool | None = None) -> RetrievalDataset:
     """Return the data set that a user names.
 
     Args:
-        spec: "pydocs" (docstring -> function, read from the running Python's standard library) or "beir:FOLDER" (a
-            folder with `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv`).
+        spec: one of
+
+            - "pydocs": docstring -> function, read from the running Python's standard library;
+            - "msmarco": the MS MARCO passages, by ir_datasets (`maw.retrieval.irdatasets`);
+            - "ir:ID": an id of ir_datasets, such as "ir:beir/scifact" or "ir:lotte/writing/test/search";
+            - "beir:FOLDER": a folder with `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv`;
+            - "msmarco:FOLDER": a folder with `collection.tsv`, `queries.SPLIT.tsv` and `qrels.SPLIT.tsv`.
+        drop_own: whether a document with the query's own id is left out of every ranking; None is yes for ArguAna and
+            no for others.
 
     Raises:
-        MAWError: another name, or data that cannot be used as they are.
+        MAWError: another name, data that cannot be used as they are, or data that cannot be had: the message says
+            what was tried and which file goes where.
 
     >>> load_dataset("nfcorpus")
     Traceback (most recent call last):
     ...
-    maw.errors.MAWError: wanted a data set, got 'nfcorpus': write pydocs (built in) or beir:FOLDER (a folder with \
-corpus.jsonl, queries.jsonl and qrels/*.tsv)
+    maw.errors.MAWError: wanted a data set, got 'nfcorpus': write pydocs (built in), msmarco or ir:ID (by \
+ir_datasets), beir:FOLDER (a folder with corpus.jsonl, queries.jsonl and qrels/*.tsv) or msmarco:FOLDER (a folder with \
+collection.tsv, queries.*.tsv and qrels.*.tsv)
     """
+    data = _load(spec)
+    return data if drop_own is None else replace(data, drop_own=drop_own)
+
+
+def _load(spec: str) -> RetrievalDataset:
+    kind, _, what = spec.partition(":")
     if spec == "pydocs":
         from maw.retrieval import pydocs
 
         return pydocs.build()
-    kind, _, folder = spec.partition(":")
-    if kind == "beir" and folder:
+    if spec == "msmarco":
+        from maw.retrieval import irdatasets
+
+        return irdatasets.read_msmarco()
+    if kind == "ir" and what:
+        from maw.retrieval import irdatasets
+
+        return irdatasets.read_ir(what)
+    if kind == "beir" and what:
         from maw.retrieval import beir
 
-        return beir.read_beir(Path(folder).expanduser(), name=spec)
+        return beir.read_beir(Path(what).expanduser(), name=spec)
+    if kind == "msmarco" and what:
+        from maw.retrieval import msmarco
+
+        return msmarco.read_msmarco_folder(Path(what).expanduser(), name=spec)
     raise MAWError(
-        f"wanted a data set, got {spec!r}: write pydocs (built in) or beir:FOLDER (a folder with corpus.jsonl, "
-        "queries.jsonl and qrels/*.tsv)"
+        f"wanted a data set, got {spec!r}: write pydocs (built in), msmarco or ir:ID (by ir_datasets), beir:FOLDER (a "
+        "folder with corpus.jsonl, queries.jsonl and qrels/*.tsv) or msmarco:FOLDER (a folder with collection.tsv, "
+        "queries.*.tsv and qrels.*.tsv)"
     )
-
-
-def render_report(dataset: RetrievalDataset) -> str:
-    """Return the counts of a data set as a few lines for people."""
-    counts, shown = dataset.counts, []
-    shown.append(f"{dataset.name}, licence: {dataset.licence or 'not stated by the source'}")
-    if "subset" in counts:
-        subset = counts["subset"]
-        kept = ", ".join(f"{subset['kept'][key]:,} {key} (asked {n:,})" for key, n in subset["asked"].items())
-        shown.append(f"  SUBSET of {subset['of']}, seed {subset['seed']}: {kept}")
-    for part in ("documents", "queries"):
-        found = counts[part]
-        notes = [f"{found[key]:,} {words}" for key, words in _NOTES if found.get(key)]
-        shown.append(f"  {found['total']:,} {part}" + (f" ({', '.join(notes)})" if notes else ""))
-    for split, found in counts["splits"].items():
-        line = f"  {split}: {found['queries']:,} queries, {found['relevant']:,} relevant pairs"
-        no_answer = found["queries_without_relevant"]
-        shown.append(line + (f", {no_answer:,} queries without a relevant document" if no_answer else ""))
-    for key, what in (("shared_query_ids", "queries"), ("shared_query_texts", "query texts under other ids")):
-        if counts[key]:
-            shown.append(f"  {what} in two splits: " + ", ".join(f"{pair} {n:,}" for pair, n in counts[key].items()))
-    if counts["dropped_train_queries"]:
-        number = len(counts["dropped_train_queries"])
-        shown.append(f"  {number:,} queries dropped from train: an evaluation split has the same text")
-    shown.extend(f"  {key}: {value}" for key, value in counts.get("source", {}).items() if value)
-    return "\n".join(shown)
-
-
-_NOTES = (("empty", "empty"), ("repeated", "with a text met before"), ("not_judged", "in no split"))
-
-
-def _count_texts(texts: Iterable[str]) -> dict[str, int]:
-    seen = Counter(texts)
-    return {"total": seen.total(), "empty": seen[""], "repeated": seen.total() - len(seen)}
-
-
-def _count_split(judged: Judgements) -> dict[str, Any]:
-    grades = Counter(grade for row in judged.values() for grade in row.values())
-    return {
-        "queries": len(judged),
-        "judgements": grades.total(),
-        "relevant": sum(number for grade, number in grades.items() if grade > 0),
-        "grades": {str(grade): grades[grade] for grade in sorted(grades)},
-        "queries_without_relevant": sum(not relevant(row) for row in judged.values()),
-    }
-
-
-def _check_ids(
-    name: str, documents: Mapping[str, str], queries: Mapping[str, str], qrels: Mapping[str, Judgements]
-) -> None:
-    if not documents:
-        raise MAWError(f"{name}: wanted documents to search, got none")
-    if not any(qrels.values()):
-        raise MAWError(f"{name}: wanted at least one split with a judged query, got none")
-    for split, judged in qrels.items():
-        if unknown := [query for query in judged if query not in queries]:
-            raise MAWError(f"{name}: split {split} judges {_first(unknown)}, not among the queries")
-        if unknown := [document for row in judged.values() for document in row if document not in documents]:
-            raise MAWError(f"{name}: split {split} judges {_first(unknown)}, not among the documents")
-        if split != TRAIN and (both := [query for query in judged if query in qrels.get(TRAIN, {})]):
-            raise MAWError(f"{name}: {_first(both)} in both train and {split}: remove each from one of the two")
-
-
-def _first(ids: list[str]) -> str:
-    more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
-    return ", ".join(map(repr, islice(ids, 3))) + more

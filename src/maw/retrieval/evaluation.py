@@ -16,6 +16,7 @@ score above 0 on it; trec_eval counts it with 0. Retrieved queries without judge
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,11 +24,29 @@ from typing import Any
 from maw.errors import MAWError
 from maw.retrieval.runs import Run, ranked
 
-__all__ = ["DEFAULT_MEASURES", "Evaluation", "evaluate"]
+__all__ = ["DEFAULT_MEASURES", "Evaluation", "default_measures", "evaluate", "split_measures"]
 
 
 DEFAULT_MEASURES = ("nDCG@10", "MRR@10", "R@100", "R@1000", "AP")
 """nDCG takes the grades as gains; the others count a grade of 1 or more as relevant."""
+
+
+def default_measures(relevant_grade: int = 1) -> tuple[str, ...]:
+    """The default measures, with those that know no grades counting a document as relevant from a grade on.
+
+    TREC Deep Learning's passage task counts grade 2 and above.
+
+    >>> default_measures(2)
+    ('nDCG@10', 'MRR(rel=2)@10', 'R(rel=2)@100', 'R(rel=2)@1000', 'AP(rel=2)')
+    """
+    if relevant_grade < 1:
+        raise MAWError(f"the grade from which on a document is relevant must be at least 1, got {relevant_grade}")
+    if relevant_grade == 1:
+        return DEFAULT_MEASURES
+    parts = [name.partition("@") for name in DEFAULT_MEASURES]
+    return tuple(
+        name + at + cut if name == "nDCG" else f"{name}(rel={relevant_grade}){at}{cut}" for name, at, cut in parts
+    )
 
 
 @dataclass(frozen=True)
@@ -120,6 +139,15 @@ def evaluate(
         without_relevant=len(qrels) - len(relevant),
         not_judged=sum(query not in qrels for query in run),
     )
+
+
+def split_measures(names: str) -> list[str]:
+    """The names in a list with commas; a comma inside brackets belongs to its name.
+
+    >>> split_measures("nDCG@10, R(rel=2,judged_only=True)@100")
+    ['nDCG@10', 'R(rel=2,judged_only=True)@100']
+    """
+    return [name.strip() for name in re.split(r",(?![^(]*\))", names) if name.strip()]
 
 
 def _parse(measures: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs: rankings of documents for queries, and their files in the TREC format.
+"""Runs: rankings of documents for queries, and their files.
 
 The order of a ranking: score descending, then document id descending (as strings), which is trec_eval's rule.
 """
@@ -8,17 +8,19 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from maw.errors import MAWError
+from maw.retrieval.run_lines import run_lines
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Run", "rank_documents", "ranked", "read_run", "write_run"]
+__all__ = ["Run", "rank_documents", "ranked", "read_run", "without_own", "write_run"]
 
 Run: TypeAlias = Mapping[str, Mapping[str, float]]
 """Query id -> document id -> score; higher is better."""
@@ -101,23 +103,43 @@ def rank_documents(
     return run
 
 
-def write_run(path: str | os.PathLike[str], run: Run, tag: str) -> None:
-    """Write a run in the TREC format: `query Q0 document rank score tag`, one line a retrieved document.
+def without_own(run: Run, k: int | None = None) -> dict[str, dict[str, float]]:
+    """Leave out of every ranking the document with the query's own id, and keep the first k of the rest.
 
-    Lines are in rank order (see `ranked`), ranks count from 1, and a score is written so that reading it gives the same
-    number. The file is written aside and then renamed, so that a reader never sees half of it. A query
-    without retrieved documents has no line.
+    In ArguAna the queries are documents, and a system would find each of them first.
+
+    Args:
+        run: query id -> document id -> score, best first; one more than k, so that k are left.
+        k: how many to keep; None keeps all.
+
+    Example:
+        >>> without_own({"a": {"a": 1.0, "b": 0.5, "c": 0.1}}, 1)
+        {'a': {'b': 0.5}}
+    """
+    rest = {query: {name: score for name, score in found.items() if name != query} for query, found in run.items()}
+    return {query: dict(islice(found.items(), k)) for query, found in rest.items()}
+
+
+def write_run(path: str | os.PathLike[str], run: Run, tag: str, *, layout: Literal["trec", "msmarco"] = "trec") -> None:
+    """Write a run, one line a retrieved document.
+
+    TREC: `query Q0 document rank score tag`; MS MARCO: `query <TAB> document <TAB> rank`. Lines are in rank order (see
+    `ranked`), ranks count from 1, and a score is written so that reading it gives the same number. The file is written
+    aside and then renamed, so that a reader never sees half of it. A query without retrieved documents has no line.
 
     Args:
         path: the file to write; one that exists is replaced.
         run: query id -> document id -> score.
         tag: the name of the system, without spaces.
+        layout: "trec" or "msmarco".
 
     Raises:
-        MAWError: an id or the tag is empty or holds white space (which the format cannot express), a score is not
-            finite, or the folder does not exist.
+        MAWError: an id or the tag is empty or holds white space (which the formats cannot express), a score is not
+            finite, the layout is another one, or the file cannot be written.
     """
     target = Path(path)
+    if layout not in ("trec", "msmarco"):
+        raise MAWError(f"the layout of a run file must be 'trec' or 'msmarco', got {layout!r}: choose one of them")
     if not target.parent.is_dir():
         raise MAWError(f"the run file needs a folder that exists, got {str(target)!r}: create the folder first")
     lines = []
@@ -126,7 +148,9 @@ def write_run(path: str | os.PathLike[str], run: Run, tag: str) -> None:
         _check_word("a query id", query)
         for rank, document in enumerate(documents, start=1):
             _check_word("a document id", document)
-            lines.append(f"{query} Q0 {document} {rank} {float(run[query][document])!r} {tag}\n")
+            score = float(run[query][document])
+            trec = f"{query} Q0 {document} {rank} {score!r} {tag}\n"
+            lines.append(trec if layout == "trec" else f"{query}\t{document}\t{rank}\n")
     aside = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with aside.open("w", encoding="utf-8", newline="\n") as file:
@@ -137,7 +161,7 @@ def write_run(path: str | os.PathLike[str], run: Run, tag: str) -> None:
 
 
 def read_run(path: str | os.PathLike[str], *, ties: Literal["rank", "score"] = "rank") -> dict[str, dict[str, float]]:
-    """Read a run in the TREC format: `query Q0 document rank score tag`, separated by white space.
+    """Read a run file: TREC, MS MARCO, or four columns under a header (the forms are in `maw.retrieval.run_lines`).
 
     Published files disagree with themselves: scores are rounded until many are equal, or even run against the ranks.
     `ties` says what to believe:
@@ -145,6 +169,8 @@ def read_run(path: str | os.PathLike[str], *, ties: Literal["rank", "score"] = "
     - "rank": the rank column gives the order. A score that would break that order (see `ranked`) is lowered to
       the largest number that keeps it; a file from `write_run` comes back unchanged.
     - "score": the scores count as they are, equal ones are ordered by document id, and ranks are not read.
+
+    A file in MS MARCO's form has ranks only; the score of rank r is then -r.
 
     Args:
         path: the file to read, in UTF-8; empty lines are skipped.
@@ -155,67 +181,34 @@ def read_run(path: str | os.PathLike[str], *, ties: Literal["rank", "score"] = "
 
     Raises:
         MAWError: no such file, a malformed line (named by file and line), a document twice in a query, or, where
-            ranks are read, a rank twice in a query.
+            ranks are read, a rank twice in a query; `ties` is "score" and the file has none.
     """
     if ties not in ("rank", "score"):
         raise MAWError(f"ties must be 'rank' or 'score', got {ties!r}: choose which column gives the order")
-    if not Path(path).is_file():
-        raise MAWError(f"a run file must exist, got {str(path)!r}: check the path")
     found: dict[str, dict[str, tuple[int, float]]] = {}
     ranks: dict[str, set[int]] = {}
-    with Path(path).open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            columns = _columns(raw, where)
-            if not columns:
-                continue
-            query, _, document, rank_text, score_text, _ = columns
-            score = _number(float, score_text, "score", where)
-            rank = _number(int, rank_text, "rank", where) if ties == "rank" else 0
-            documents = found.setdefault(query, {})
-            if document in documents:
+    for number, query, document, rank, score in run_lines(path, ranks=ties == "rank"):
+        documents, where = found.setdefault(query, {}), f"{path}, line {number}"
+        if document in documents:
+            raise MAWError(
+                f"{where}: a document must come once a query, got {document!r} again for query "
+                f"{query!r}: remove one of the lines"
+            )
+        if score is None and rank is None:
+            raise MAWError(f"{where}: the file has ranks but no scores: read it with ties='rank'")
+        if rank is not None:
+            taken = ranks.setdefault(query, set())
+            if rank in taken:
                 raise MAWError(
-                    f"{where}: a document must come once a query, got {document!r} again for query "
-                    f"{query!r}: remove one of the lines"
+                    f"{where}: a rank must come once a query, got {rank} again for query {query!r}: "
+                    "read the file with ties='score' where its ranks mean nothing"
                 )
-            if ties == "rank":
-                taken = ranks.setdefault(query, set())
-                if rank in taken:
-                    raise MAWError(
-                        f"{where}: a rank must come once a query, got {rank} again for query {query!r}: "
-                        "read the file with ties='score' where its ranks mean nothing"
-                    )
-                taken.add(rank)
-            documents[document] = (rank, score)
+            taken.add(rank)
+        documents[document] = (rank or 0, score if score is not None else -float(rank or 0))
     if ties == "rank":
         return {query: _in_rank_order(documents) for query, documents in found.items()}
     run = {query: {document: score for document, (_, score) in documents.items()} for query, documents in found.items()}
     return {query: {document: run[query][document] for document in order} for query, order in ranked(run).items()}
-
-
-def _columns(raw: bytes, where: str) -> list[str]:
-    """The six columns of a line; none for an empty line."""
-    try:
-        columns = raw.decode("utf-8").split()
-    except UnicodeDecodeError as error:
-        raise MAWError(f"{where}: a run file must be UTF-8 text, got {error}: convert it first") from error
-    if columns and len(columns) != 6:
-        raise MAWError(
-            f"{where}: wanted six columns (query Q0 document rank score tag), got {len(columns)}: check that this is a "
-            "run file in the TREC format"
-        )
-    return columns
-
-
-def _number(kind: type[int] | type[float], text: str, name: str, where: str) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if isinstance(value, float) and not math.isfinite(value):
-        wanted = "a whole number" if kind is int else "a finite number"
-        raise MAWError(f"{where}: the {name} must be {wanted}, got {text!r}: check that no column is missing")
-    return value
 
 
 def _in_rank_order(documents: Mapping[str, tuple[int, float]]) -> dict[str, float]:

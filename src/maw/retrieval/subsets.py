@@ -122,6 +122,9 @@ def _build(
         checksums=whole.checksums,
         licence=whole.licence,
         subset_of=whole.name,
+        drop_own=whole.drop_own,
+        relevant_grade=whole.relevant_grade,
+        lacking_documents=True,
         subset={
             "of": whole.name,
             "seed": seed,
