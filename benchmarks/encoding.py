@@ -1,12 +1,16 @@
 """A corpus to vectors on the disk: passages a second, what bounds them, and what MAW costs.
 
     python benchmarks/encoding.py --corpus corpus.jsonl [--device cuda] [--documents 1000000] [--precision float16]
+    python benchmarks/encoding.py --corpus corpus.jsonl --memory 100000,1000000   # own memory at several sizes
 
 The passages of the corpus are repeated under new ids up to --documents. In turns, --rounds times: the whole of
 `maw encode` (reading, tokenising, model, writing; the model is loaded) for the host and for the host with MAW in its
 last layer. Once: `SentenceTransformer.encode` with its defaults on --baseline of the passages, to an array in memory;
 tokenising alone; the model alone, on batches that are ready; writing alone. The slowest of these three is the floor.
 Before anything is timed, vectors of both ways are compared.
+
+Memory at several sizes is that of a process for each size, with one layer of the encoder and 16 tokens a text: large
+sizes are then reached soon, and what is held for a document is the same.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ import itertools
 import json
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from host_memory import HostMemory
-from measuring import finish
+from measuring import add_arguments, finish
 
 import maw
 from maw.retrieval.corpus_encoding import EncodingSettings, Outcome, encode_corpus
@@ -105,10 +111,20 @@ def alone(model, work: Path, pace: Pace, device: torch.device, shards: int) -> d
     return {**rates, "tokens a passage": tokens / plan.shards[0]["rows"], "share of real tokens": tokens / filled}
 
 
-def main() -> None:
+def only_memory(arguments: argparse.Namespace, device: torch.device) -> dict[str, float]:
+    """The peaks of encoding with one layer and 16 tokens a text."""
+    model = load_encoder(arguments.model, device=device, max_length=16).eval()
+    model[0].model.encoder.layer = model[0].model.encoder.layer[:1]
+    with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
+        repeat(arguments.corpus, Path(folder) / "corpus.jsonl", arguments.documents)
+        settings, pace = EncodingSettings(shard_size=arguments.shard_size), Pace(workers=arguments.workers)
+        outcome, peaks = encode(model, Path(folder), settings, pace, device)
+    return {"documents": outcome.documents, "seconds": outcome.seconds, **peaks}
+
+
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="also write the figures as JSON")
-    parser.add_argument("--device", default="cpu")
+    add_arguments(parser)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--model", default="packaged")
     parser.add_argument("--documents", type=int, default=2000)
@@ -120,8 +136,26 @@ def main() -> None:
     parser.add_argument("--workers", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, help="a folder on the disk to measure; default: a temporary one")
-    arguments = parser.parse_args()
+    parser.add_argument("--memory", help="sizes with commas: one process each, to compare their memory")
+    parser.add_argument("--only-memory", action="store_true", help="of --documents, in this process")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = read_arguments()
     device = torch.device(arguments.device)
+    if arguments.only_memory:
+        print(json.dumps(only_memory(arguments, device)))
+        return
+    if arguments.memory is not None:
+        found = {}
+        for size in arguments.memory.split(","):
+            command = [sys.executable, *sys.argv, "--only-memory", "--documents", size]
+            answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            found[size] = json.loads(answer.stdout.splitlines()[-1])
+            print(size, json.dumps(found[size]))
+        finish({"memory": found}, device, arguments)
+        return
     settings = EncodingSettings("float16", arguments.precision, arguments.shard_size)
     pace = Pace(batch_tokens=arguments.batch_tokens, workers=arguments.workers)
     models = {}
@@ -154,7 +188,7 @@ def main() -> None:
     results = {
         "corpus": arguments.corpus.name,
         "settings": {
-            name: value for name, value in vars(arguments).items() if name not in ("output", "work", "corpus")
+            name: value for name, value in vars(arguments).items() if name not in ("output", "work", "corpus", "commit")
         },
         "passages a second, text to disk": rates,
         "host / SentenceTransformer.encode": rates["host"] / rates["SentenceTransformer.encode"],
@@ -166,7 +200,7 @@ def main() -> None:
         "memory": peaks,
     }
     print(json.dumps(results, indent=1))
-    finish(results, device, arguments.output)
+    finish(results, device, arguments)
 
 
 if __name__ == "__main__":

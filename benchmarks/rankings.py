@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import finish
+from measuring import add_arguments, finish
 
 from maw.retrieval.encoding import encode
 from maw.retrieval.models import load_encoder
@@ -70,8 +70,7 @@ def compare(query: torch.Tensor, one: VectorStore, other: VectorStore) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="also write the figures as JSON")
-    parser.add_argument("--device", default="cpu")
+    add_arguments(parser)
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--model", default="packaged")
     parser.add_argument("--every", type=int, default=1, help="take every so manyth passage")
@@ -93,7 +92,7 @@ def main() -> None:
                 continue
             results[name] = compare(query, base, store)
             print(name, json.dumps(results[name]))
-    finish({"against": "32", "passages": len(base), "queries": len(query), "ways": results}, device, arguments.output)
+    finish({"against": "32", "passages": len(base), "queries": len(query), "ways": results}, device, arguments)
     if any(way["largest gap of scores in a swap"] >= LIMIT for way in results.values()):
         raise SystemExit(f"documents changed places whose scores differ by {LIMIT} or more")
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from host_memory import HostMemory
-from measuring import finish
+from measuring import add_arguments, finish
 from random_store import make_store, unit_vectors
 
 from maw.retrieval.search import search
@@ -118,8 +118,7 @@ def run(arguments: argparse.Namespace, device: torch.device) -> dict[str, object
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="also write the figures as JSON")
-    parser.add_argument("--device", default="cpu")
+    add_arguments(parser)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--documents", type=int, default=500_000)
     parser.add_argument("--queries", type=int, default=200)
@@ -143,7 +142,7 @@ def main() -> None:
                 results[size] = json.loads(Path(file.name).read_text())
                 del results[size]["environment"]
     print(json.dumps(results, indent=1))
-    finish(results, device, arguments.output)
+    finish(results, device, arguments)
 
 
 if __name__ == "__main__":

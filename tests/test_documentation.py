@@ -228,7 +228,7 @@ ROOMS = [
     {"retrieval"},
     {"inspection"},
     {"benchmark"},
-    {"__main__", "cli", "commands", "progress"},
+    {"__main__", "cli", "commands", "progress", "vector_commands"},
 ]
 LIGHT = {"torch", "numpy", "jaxtyping"}
 EXTRA = {"kernels": {"triton"}}

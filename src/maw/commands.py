@@ -23,6 +23,7 @@ from maw.cli import (
     TrainCommand,
 )
 from maw.errors import MAWError
+from maw.progress import duration
 
 if TYPE_CHECKING:
     from maw.benchmark.plan import Benchmark
@@ -62,7 +63,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
         )
     names = ", ".join(run.name for run in pending) or "nothing: every run is finished"
     console.print(f"to do on {runner.device}: {names}", highlight=False)
-    console.print(f"estimated time: {_duration(seconds)}; results go to {benchmark.output}", highlight=False)
+    console.print(f"estimated time: {duration(seconds)}; results go to {benchmark.output}", highlight=False)
     if command.dry_run:
         return 0
     done = len(runner.runs) - len(pending)
@@ -70,7 +71,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
     def announce(run: Any) -> None:
         nonlocal done
         done += 1
-        passed = _duration(time.monotonic() - start)
+        passed = duration(time.monotonic() - start)
         console.print(
             f"[{done}/{len(runner.runs)}] {run.name}: {run.variant.text} (after {passed})",
             highlight=False,
@@ -81,7 +82,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
     console.print(results_table(results["rows"], ["nDCG@10", "MRR@10", "R@100"]))
     console.print(results["verdict"], highlight=False, markup=False)
     console.print(f"everything is in {benchmark.output}; look at {benchmark.output / 'report.html'}", highlight=False)
-    console.print(f"took {_duration(time.monotonic() - start)}", highlight=False)
+    console.print(f"took {duration(time.monotonic() - start)}", highlight=False)
     return 0
 
 
@@ -198,72 +199,18 @@ def _dataset_name(command: BenchmarkCommand | TrainCommand | EvaluateCommand) ->
 
 @execute.register
 def _(command: EncodeCommand, words: Sequence[str]) -> int:
-    console = _console()
     quiet_libraries()
-    from maw.progress import counting
-    from maw.retrieval.corpus_encoding import EncodingSettings, encode_corpus, own_share
-    from maw.retrieval.corpus_file import CorpusFile
-    from maw.retrieval.models import choose_own_device, load_encoder
-    from maw.retrieval.shard_encoder import Pace
+    from maw.vector_commands import encode
 
-    settings = EncodingSettings(command.dtype, command.precision, command.shard_size)
-    pace = Pace(command.batch_size, command.batch_tokens, command.workers)
-    CorpusFile(command.corpus)
-    rank, processes = own_share()
-    model = load_encoder(command.model, device=choose_own_device(command.device), max_length=command.max_length)
-    with counting(console, "encoding", shown=rank == 0) as begin:
-        outcome = encode_corpus(
-            model, command.corpus, command.output, settings, pace=pace, engine=command.engine, begin=begin
-        )
-    who = f"process {rank} of {processes}: " if processes > 1 else ""
-    took = f"{_duration(outcome.seconds)}, {outcome.documents / outcome.seconds:,.0f} a second"
-    waited = f"the model waited {_duration(outcome.waited)} for tokens"
-    console.print(f"{who}{outcome.documents:,} documents encoded in {took}; {waited}", highlight=False)
-    if not outcome.complete:
-        console.print(
-            f"{who}{outcome.missing:,} shards of {command.output} are not finished: other processes have them, or run "
-            "the same command again",
-            highlight=False,
-        )
-        return 0
-    console.print(f"{who}{command.output} is complete", highlight=False)
-    if command.parquet is not None:
-        from maw.retrieval.parquet_export import export_parquet
-        from maw.retrieval.vector_store import VectorStore
-
-        written = export_parquet(VectorStore(command.output, checksums=False), command.parquet)
-        console.print(f"{who}{written:,} Parquet files written to {command.parquet}", highlight=False)
-    return 0
+    return encode(command, _console())
 
 
 @execute.register
 def _(command: SearchCommand, words: Sequence[str]) -> int:
-    console = _console()
     quiet_libraries()
-    from maw.retrieval.corpus_file import CorpusFile
-    from maw.retrieval.models import choose_device, load_encoder
-    from maw.retrieval.store_search import read_queries, search_store, text_of, write_search
-    from maw.retrieval.vector_store import VectorStore
+    from maw.vector_commands import search
 
-    if (command.query is None) == (command.queries is None):
-        raise MAWError("give one query in quotes, or a file of them with --queries: one of the two")
-    if (command.queries is None) != (command.run is None):
-        raise MAWError("--queries and --run belong together: a file of queries gives a run file")
-    corpus = None if command.corpus is None else CorpusFile(command.corpus)
-    queries = {"query": command.query or ""} if command.queries is None else read_queries(command.queries)
-    k = command.k if command.k is not None else 10 if command.run is None else 1000
-    store = VectorStore(command.vectors, checksums=not command.skip_checksums)
-    model = load_encoder(command.model, device=choose_device(command.device))
-    results = search_store(model, store, queries, k, drop_own=command.drop_own, show_progress=console.is_terminal)
-    if command.run is not None:
-        number = write_search(command.run, results, "maw")
-        console.print(f"{number:,} queries searched in {len(store):,} documents: {command.run}", highlight=False)
-        return 0
-    for _, found in results:
-        for rank, hit in enumerate(found, start=1):
-            text = f"  {text_of(store, corpus, hit)}" if corpus is not None else ""
-            console.print(f"{rank:4} {hit.score:8.5f}  {hit.document}{text}", highlight=False, markup=False)
-    return 0
+    return search(command, _console())
 
 
 @execute.register
@@ -290,14 +237,3 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-def _duration(seconds: float) -> str:
-    """Whole seconds below two minutes, else minutes, else hours.
-
-    >>> _duration(75), _duration(600), _duration(9000)
-    ('75 s', '10 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

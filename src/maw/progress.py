@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["counting"]
+__all__ = ["counting", "duration"]
 
 EVERY = 60.0
 """Seconds between two lines where there is no terminal."""
@@ -70,3 +70,14 @@ class _Lines:
         self.console.print(
             f"{self.what}: {self.done:,} of {self.total:,}, {rate:,.0f}/s, {left:,.0f} s left", highlight=False
         )
+
+
+def duration(seconds: float) -> str:
+    """Whole seconds below two minutes, else minutes, else hours.
+
+    >>> duration(75), duration(600), duration(9000)
+    ('75 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from maw.errors import MAWError
+from maw.retrieval.lines import refuse, short
 
 __all__ = ["Block", "CorpusFile"]
 
@@ -59,7 +60,7 @@ class Block:
 
     def refuse(self, line: int, problem: str) -> NoReturn:
         """Raise MAWError for a line."""
-        raise MAWError(f"{self.path}, line {line}: {problem}")
+        refuse(Path(self.path), line, problem)
 
 
 class CorpusFile:
@@ -135,9 +136,9 @@ def _parse_json(block: Block, number: int, raw: bytes) -> tuple[str, str]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        block.refuse(number, f"wanted a JSON object, got {line[:80]!r} ({error})")
+        block.refuse(number, f"wanted a JSON object, got {short(line)} ({error})")
     if not isinstance(record, dict):
-        block.refuse(number, f"wanted a JSON object, got {line[:80]!r}")
+        block.refuse(number, f"wanted a JSON object, got {short(line)}")
     for field in ("_id", "text"):
         if field not in record:
             block.refuse(number, f"wanted the field {field!r}, got only {', '.join(map(repr, record)) or 'none'}")
@@ -155,7 +156,7 @@ def _parse_columns(block: Block, number: int, raw: bytes) -> tuple[str, str]:
     line = _decode(block, number, raw)
     columns = line.split("\t")
     if len(columns) != 2:
-        block.refuse(number, f"wanted an id, a tab and a text, got {line[:80]!r}")
+        block.refuse(number, f"wanted an id, a tab and a text, got {short(line)}")
     _check_id(block, number, columns[0])
     return columns[0], columns[1].strip()
 
