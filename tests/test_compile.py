@@ -16,6 +16,8 @@ import torch._inductor.config
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
+import maw.entropy
+import maw.interpolation
 from maw import MAWConfig, functional
 from maw.auxiliary import scale_gradient
 from maw.module import DepthAttention
@@ -197,8 +199,10 @@ def test_a_copy_keeps_its_own_records(backend):
 
 
 @pytest.mark.slow
-def test_training_on_other_sizes_needs_three_graphs_at_most(backend):
+def test_training_on_other_sizes_needs_three_graphs_at_most(backend, monkeypatch):
     """One for the first sizes, one for any in texts whose entropy is exact, one where it is interpolated."""
+    for module in (maw.entropy, maw.interpolation):
+        monkeypatch.setattr(module, "CHUNK_ELEMENTS", 4096)  # eager loops over chunks
     eager, layer = (
         make_layer(estimator="exact", selection="softmax"),
         make_layer(estimator="exact", selection="softmax"),
@@ -232,3 +236,25 @@ def test_the_root_of_the_training_loss_stays_outside_the_graph(backend):
         results.append(take_gradients(layer, inputs))
         torch.manual_seed(11)
     assert_same(results[1], results[0], atol=1e-8)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_training_on_a_gpu(mode):
+    """Also in CUDA graphs, whose replay runs no Python: what needs Python stays outside them."""
+    torch._dynamo.reset()
+    settings = {"selection": "softmax", "estimator": "exact", "kernels": "torch"}
+    eager, layer = (make_layer(**settings).to("cuda", torch.float32) for _ in range(2))
+    graph = torch.compile(layer, fullgraph=True, mode=mode)
+    for step, weight in enumerate((1.0, 1000.0, 3.0, 7.0, 1.0)):
+        results = []
+        for one, function in ((eager, eager), (layer, graph)):
+            torch.manual_seed(step)
+            inputs = [tensor.float().cuda().requires_grad_() for tensor in draw()]
+            one.gradient_scale.texts = 0
+            output = function(*inputs, draw_mask().cuda())
+            (weight * scale_gradient(output.square().sum(), [one.gradient_scale])).backward()
+            results.append(take_gradients(one, inputs) | one.collect())
+        assert results[0].keys() == results[1].keys()
+        for name, expected in results[0].items():
+            torch.testing.assert_close(results[1][name], expected, rtol=1e-3, atol=1e-3 * weight, msg=name)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import maw
+import maw.interpolation
 from maw import MAWError
 from maw.entropy import normalised_slice_entropy
 from maw.interpolation import NODES, interpolated_mean_entropy
@@ -54,6 +54,13 @@ def test_more_nodes_converge():
     ]
     assert errors[1] < errors[0] / 4
     assert errors[2] < errors[1] / 4
+
+
+def test_texts_in_chunks_are_what_they_are_together(monkeypatch):
+    u, t = draw(40, 3.0)
+    together = interpolated_mean_entropy(u, t)
+    monkeypatch.setattr(maw.interpolation, "CHUNK_ELEMENTS", 1)
+    assert torch.equal(interpolated_mean_entropy(u, t), together)
 
 
 def test_equal_keys_are_uniform_attention_and_one_key_is_none():

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import maw.module
-from maw import MAWConfig, MAWError, reference
+from maw import MAWConfig, MAWError, grpo, reference
 from maw.auxiliary import GradientScale, add_gradient, scale_gradient
 from maw.module import DepthAttention
+from maw.records import KEPT
 from maw.rewards import entropy_reward
 from maw.views import frame_views, ones_views, spectral_views
 
@@ -459,24 +460,44 @@ def test_evaluation_records_nothing_and_draws_nothing():
     assert layer.gradient_scale.texts == 0
 
 
-def test_collect_returns_means_and_forgets():
+@pytest.mark.parametrize("sizes", [[5, 1], [1, 2, 3]])
+def test_collect_describes_all_texts_however_they_were_split_and_forgets(sizes):
     layer = stir_policy(make_layer(estimator="exact"))
-    first, second = draw(seed=1), draw(seed=2)
-    alone = []
-    for batch in (first, second):
-        layer(*batch)
-        alone.append(layer.collect())
-    layer(*first)
-    layer(*second)
+    layer(*draw(), draw_mask())
     together = layer.collect()
-    of_all_texts = {"value_explained_variance", "depth_information", "depths_alive"}
-    for name, mean in together.items():
-        if name not in of_all_texts:
-            torch.testing.assert_close(mean, (alone[0][name] + alone[1][name]) / 2, rtol=0, atol=1e-12)
-        assert not mean.requires_grad
-    assert together["depth_usage"].shape == (DEPTH,)
-    assert all(mean.ndim == 0 for name, mean in together.items() if name != "depth_usage")
     assert layer.collect() == {}
+    for batch in zip(*(x.split(sizes) for x in (*draw(), draw_mask())), strict=True):
+        layer(*batch)
+    for name, statistic in layer.collect().items():
+        torch.testing.assert_close(statistic, together[name], rtol=0, atol=1e-12, msg=name)
+        assert not statistic.requires_grad
+    assert together["depth_usage"].shape == (DEPTH,)
+    assert all(statistic.ndim == 0 for name, statistic in together.items() if name != "depth_usage")
+
+
+def test_a_replay_counts_its_texts_again_under_the_policy_of_that_time():
+    layer = make_layer(updates=2)
+    assert layer.replay_loss() is None
+    layer(*draw())
+    assert layer.collect()["policy_entropy"] == pytest.approx(1.0)
+    layer(*draw(batch=2))
+    stir_policy(layer)
+    layer.replay_loss()
+    first, second, third = layer.records
+    assert [len(record.reward) for record in (first, second, third)] == [2, 6, 2]
+    entropy = [grpo.policy_entropy(record.logits) / math.log(DEPTH) for record in (first, second, third)]
+    expected = torch.cat(entropy).mean()
+    assert float(layer.collect()["policy_entropy"]) == pytest.approx(float(expected))
+    assert expected < 0.95
+
+
+def test_a_layer_keeps_its_latest_forwards():
+    layer = make_layer(group_size=1)
+    for seed in range(KEPT + 3):
+        layer(*draw(batch=1, tokens=1, seed=seed))
+    assert len(layer.records) == KEPT
+    state = draw(batch=1, tokens=1, seed=3)[0]
+    torch.testing.assert_close(layer.records[0].value, layer.selector.value(state.flatten(1)).detach())
 
 
 def test_recorded_values_at_the_uniform_start():

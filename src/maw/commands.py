@@ -14,8 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from maw.cli import BenchmarkCommand, EvaluateCommand, ReportCommand, TrainCommand
+from maw.cli import (
+    BenchmarkCommand,
+    EncodeCommand,
+    EvaluateCommand,
+    ReportCommand,
+    SearchCommand,
+    TrainCommand,
+)
 from maw.errors import MAWError
+from maw.progress import duration
 
 if TYPE_CHECKING:
     from maw.benchmark.plan import Benchmark
@@ -55,7 +63,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
         )
     names = ", ".join(run.name for run in pending) or "nothing: every run is finished"
     console.print(f"to do on {runner.device}: {names}", highlight=False)
-    console.print(f"estimated time: {_duration(seconds)}; results go to {benchmark.output}", highlight=False)
+    console.print(f"estimated time: {duration(seconds)}; results go to {benchmark.output}", highlight=False)
     if command.dry_run:
         return 0
     done = len(runner.runs) - len(pending)
@@ -63,7 +71,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
     def announce(run: Any) -> None:
         nonlocal done
         done += 1
-        passed = _duration(time.monotonic() - start)
+        passed = duration(time.monotonic() - start)
         console.print(
             f"[{done}/{len(runner.runs)}] {run.name}: {run.variant.text} (after {passed})",
             highlight=False,
@@ -74,7 +82,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
     console.print(results_table(results["rows"], ["nDCG@10", "MRR@10", "R@100"]))
     console.print(results["verdict"], highlight=False, markup=False)
     console.print(f"everything is in {benchmark.output}; look at {benchmark.output / 'report.html'}", highlight=False)
-    console.print(f"took {_duration(time.monotonic() - start)}", highlight=False)
+    console.print(f"took {duration(time.monotonic() - start)}", highlight=False)
     return 0
 
 
@@ -148,8 +156,6 @@ def _(command: EvaluateCommand, words: Sequence[str]) -> int:
     from maw.retrieval.runs import write_run
 
     name = _dataset_name(command)
-    if command.model is None and command.run is None:
-        raise MAWError("wanted a model to evaluate, or a run file: maw evaluate MODEL, or maw evaluate --run FILE")
     if command.model is not None and command.qrels is not None:
         raise MAWError("--qrels judges a run file: leave out the model, or --qrels (the data set has judgements)")
     wanted: dict[str, Any] = {
@@ -160,11 +166,7 @@ def _(command: EvaluateCommand, words: Sequence[str]) -> int:
     if command.model is not None or name is not None:
         dataset = load_dataset(name or "pydocs", drop_own=command.drop_own or None)
         console.print(render_report(dataset), highlight=False, markup=False)
-    if command.model is None or dataset is None:
-        assert command.run is not None
-        wanted |= {"dataset": dataset, "split": command.split, "drop_own": command.drop_own}
-        found = assess_run(command.run, qrels=command.qrels, ties=command.ties, **wanted)
-    else:
+    if command.model is not None and dataset is not None:
         quiet_libraries()
         from maw.retrieval.models import choose_device, load_encoder
 
@@ -174,6 +176,11 @@ def _(command: EvaluateCommand, words: Sequence[str]) -> int:
         found = assess_model(model, dataset, split, show_progress=console.is_terminal, **wanted)
         if command.run is not None:
             write_run(command.run, found.run, "maw", layout=command.run_format)
+    elif command.run is not None:
+        wanted |= {"dataset": dataset, "split": command.split, "drop_own": command.drop_own}
+        found = assess_run(command.run, qrels=command.qrels, ties=command.ties, **wanted)
+    else:
+        raise MAWError("wanted a model to evaluate, or a run file: maw evaluate MODEL, or maw evaluate --run FILE")
     if command.per_query is not None:
         write_per_query(command.per_query, found.evaluation)
     for measure, value in found.evaluation.means.items():
@@ -188,6 +195,22 @@ def _dataset_name(command: BenchmarkCommand | TrainCommand | EvaluateCommand) ->
     if command.msmarco and command.dataset not in (None, "msmarco"):
         raise MAWError(f"--msmarco is --dataset msmarco, but --dataset {command.dataset} is given too: leave one out")
     return "msmarco" if command.msmarco else command.dataset
+
+
+@execute.register
+def _(command: EncodeCommand, words: Sequence[str]) -> int:
+    quiet_libraries()
+    from maw.vector_commands import encode
+
+    return encode(command, _console())
+
+
+@execute.register
+def _(command: SearchCommand, words: Sequence[str]) -> int:
+    quiet_libraries()
+    from maw.vector_commands import search
+
+    return search(command, _console())
 
 
 @execute.register
@@ -214,14 +237,3 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-def _duration(seconds: float) -> str:
-    """Whole seconds below two minutes, else minutes, else hours.
-
-    >>> _duration(75), _duration(600), _duration(9000)
-    ('75 s', '10 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
 
+from maw.benchmark import results
 from maw.benchmark.plan import Benchmark, planned_runs
 from maw.benchmark.runner import Runner
 from maw.cli import main
@@ -173,6 +175,10 @@ def test_splits_that_are_others_together_are_not_reported_and_trec_dl_counts_fro
     assert table.num_rows == 2 * (8 + 2)
     assert {"MRR(rel=2)@10", "MRR@10"} < set(table.column_names)
     assert table["MRR@10"].null_count == table.num_rows - 2 * 2
+
+
+def test_the_examples_run():
+    assert doctest.testmod(results).failed == 0
 
 
 CUTS = (("MRR", "@10"), ("R", "@100"), ("R", "@1000"), ("AP", ""))

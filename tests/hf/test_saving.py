@@ -184,6 +184,17 @@ def test_weights_that_do_not_belong_to_the_config_are_an_error(tmp_path, what):
         SentenceTransformer(str(tmp_path), device="cpu")
 
 
+def test_weights_that_are_not_finite_are_an_error(tmp_path):
+    encoder(maw.MAWConfig(layers=[-1], depth=8)).save_pretrained(str(tmp_path))
+    weights = load_file(tmp_path / "model.safetensors")
+    (name,) = [name for name in weights if name.endswith("maw.key_views")]
+    weights[name][3, 2, 1] = torch.nan
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for load in (AutoModel.from_pretrained, SentenceTransformer):
+        with pytest.raises(maw.MAWError, match=r"key_views of a MAW layer holds NaN or infinity.*earlier checkpoint"):
+            load(str(tmp_path))
+
+
 def test_settings_of_another_version_are_an_error(tmp_path):
     encoder(maw.MAWConfig(depth=8)).save_pretrained(str(tmp_path))
     config = json.loads((tmp_path / "config.json").read_text())

@@ -528,6 +528,8 @@ def test_other_real_folders(name: str, documents: int, queries: dict[str, int]):
     assert data.counts["shared_query_ids"] == shared
     if shared:
         assert data.counts["queries"]["not_judged"] == 59
+        assert data.counts["unions"] == {"test": ["dl19", "dl20"]}
+        assert data.relevant_grade == {"dl19": 2, "dl20": 2, "test": 2}
 
 
 # --- the module itself ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from toys import encoder
@@ -144,6 +145,32 @@ def test_judgements_that_contradict_themselves_are_refused(home: Path) -> None:
     write_beir(home, "scifact", DOCUMENTS, QUERIES, {"train": "q1\td1\t1\n", "test": "q2\td2\t1\nq2\td2\t0\n"})
     with pytest.raises(MAWError, match="split test: query 'q2' and document 'd2' have the grades 1 and 0"):
         load_dataset("ir:beir/scifact")
+
+
+def test_records_without_a_default_text_give_their_text_or_are_refused(home: Path) -> None:
+    """Objects made of ir_datasets' own parts, over files as its readers take them."""
+    import ir_datasets
+    from ir_datasets.formats import TrecQrels, TsvDocs, TsvQueries
+    from ir_datasets.util import LocalDownload
+
+    class Plain(NamedTuple):
+        doc_id: str
+        text: str
+
+    class Picture(NamedTuple):
+        doc_id: str
+        address: str
+
+    for name, content in {"docs": "d\ta text\n", "queries": "q\twhat\n", "qrels": "q 0 d 1\n"}.items():
+        put(home / name, content)
+    for kind in (Plain, Picture):
+        parts = (TsvDocs(LocalDownload(home / "docs"), kind), TsvQueries(LocalDownload(home / "queries")))
+        data = ir_datasets.Dataset(*parts, TrecQrels(LocalDownload(home / "qrels"), {}))
+        ir_datasets.registry.register(f"own-{kind.__name__}", data)
+    assert dict(load_dataset("ir:own-Plain").documents) == {"d": "a text"}
+    assert load_dataset("ir:own-Plain").qrels == {"test": {"q": {"d": 1}}}
+    with pytest.raises(MAWError, match=r"has none for a Picture .doc_id, address."):
+        load_dataset("ir:own-Picture")
 
 
 # LoTTE
@@ -355,7 +382,7 @@ def real(name: str) -> RetrievalDataset:
     return load_dataset(f"beir:{Path(root) / name}")
 
 
-def test_nfcorpus_by_its_id_is_nfcorpus_by_its_folder(home: Path, kept: str) -> None:
+def test_nfcorpus_by_its_id_is_nfcorpus_by_its_folder(home: Path) -> None:
     folder = real("nfcorpus")
     source = Path(os.environ["MAW_DATA"]) / "nfcorpus"
     records = [json.loads(row) for row in (source / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]

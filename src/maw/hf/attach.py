@@ -192,12 +192,11 @@ def insert(host: PreTrainedModel, config: MAWConfig) -> tuple[LayerReport, ...]:
         )
     allowed = interface.IMPLEMENTATIONS if layers[0].family.interface else mpnet.IMPLEMENTATIONS
     interface.check_implementation(host.config._attn_implementation, allowed)
-    reports = []
-    for index in config.layer_indices(len(layers)):
-        layer = layers[index]
-        views = _initial_views(layer, config)
+    reports, chosen = [], [layers[index] for index in config.layer_indices(len(layers))]
+    starts = [_initial_views(layer, config) for layer in chosen]  # of all first: where one is refused, none is changed
+    for layer, views in zip(chosen, starts, strict=True):
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(config.seed * 10_007 + index)  # torch.manual_seed: GPUs' too
+            torch.default_generator.manual_seed(config.seed * 10_007 + layer.index)  # torch.manual_seed: GPUs' too
             maw = DepthAttention(config, views, scaling=layer.scaling)
         layer.attention.maw = maw.to(layer.projections[0].weight.device).train(host.training)
         if layer.family.interface:
@@ -205,7 +204,7 @@ def insert(host: PreTrainedModel, config: MAWConfig) -> tuple[LayerReport, ...]:
         else:
             mpnet.carry(layer.attention, host.config)
         channels, parameters = views.query_views.shape[-1], sum(p.numel() for p in maw.parameters())
-        reports.append(LayerReport(index, layer.name, heads, channels, config.depth, views.kind, parameters))
+        reports.append(LayerReport(layer.index, layer.name, heads, channels, config.depth, views.kind, parameters))
     watch(host)
     return tuple(reports)
 

@@ -58,8 +58,11 @@ def _prepare(host: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any
         )
     mask, positions = given.get("attention_mask"), given.get("position_ids")
     tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-    if isinstance(tokens, Tensor) and tokens.ndim > 1 and tokens.shape[1] == 0:
-        raise MAWError(f"MAW needs a token in every text, got inputs of shape {tuple(tokens.shape)}: drop empty texts")
+    if isinstance(tokens, Tensor) and 0 in tokens.shape[:2]:
+        raise MAWError(
+            f"MAW needs a text, and a token in every text, got inputs of shape {tuple(tokens.shape)}: "
+            "drop empty texts and empty batches"
+        )
     if not isinstance(tokens, Tensor) or not isinstance(mask, Tensor) or mask.shape != tokens.shape[:2]:
         mask = None
     else:

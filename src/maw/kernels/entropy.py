@@ -260,7 +260,7 @@ def slice_entropy(
     Returns:
         the means, (B, H, G) in float32; no gradient flows.
 
-    Source: method.md section 4; `maw.interpolation.mean_slice_entropy`.
+    Source: method.md section 4; `maw.interpolation.interpolated_mean_entropy`.
     """
     batch, heads, length, _ = query.shape
     group = depth_index.shape[1]

@@ -45,8 +45,7 @@ def seeded(ids: Iterable[str], seed: int, purpose: str) -> list[str]:
     return sorted(ids, key=lambda name: hashlib.sha256(f"{seed}\0{purpose}\0{name}".encode()).digest())
 
 
-_DL_PASSAGES = re.compile(r"(dl|trec-dl-20)(19|20|21|22|23)\b")
-"""Splits whose judgements are those of TREC Deep Learning's passage task."""
+_DL_PASSAGES = re.compile(r"(dl|trec-dl-20)(19|20|21|22|23)\b")  # splits of TREC Deep Learning's passage task
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,11 @@ class RetrievalDataset:
         subset_of: the name of the data set this is a subset of, None where it is whole.
         drop_own: whether a document with the query's own id is left out of every ranking (ArguAna, whose queries are
             documents).
-        relevant_grade: split -> the grade from which on measures that know no grades count a document as relevant;
-            1 where a split is not named. It is 2 for the passages of TREC Deep Learning, by the track's rule.
+        relevant_grade: split -> the grade from which on measures without grades count a document as relevant, where it
+            is not 1; it is 2 for the passages of TREC Deep Learning.
         negative_files: files of triples or rankings that came with the data (`maw.retrieval.negatives`).
 
-    Make one with `load_dataset` or `from_parts`: the plain constructor checks nothing.
+    Make one with `load_dataset` or `from_parts`; the plain constructor checks nothing.
     """
 
     name: str
@@ -104,14 +103,13 @@ class RetrievalDataset:
 
         Args:
             name, documents, queries, qrels, checksums, licence, subset_of, drop_own, negative_files: as in the class.
-            relevant_grade: as in the class; splits named dl19, dl20 or trec-dl-... have 2 where it is not given.
+            relevant_grade: as in the class; splits named dl19 or trec-dl-2019 have 2 where it is not given.
             lacking_documents: whether judgements may name documents that the collection lacks, as published ones do.
                 They are counted and kept, so that the measures are the published ones; in train they are dropped.
             more_counts: added to `counts` under their own names.
 
         Returns:
-            The data set. `counts["dropped_train_queries"]` lists the ids dropped from train, `counts["unions"]` the
-            splits that are other splits together.
+            The data set. `counts["dropped_train_queries"]` has the ids dropped from train, `counts["unions"]` unions.
 
         Raises:
             MAWError: no documents, no judgements, a judged id that does not exist, or a query id that is both in
@@ -238,9 +236,10 @@ class RetrievalDataset:
         return subset(self, **sizes, test_queries=test_queries, dev_queries=dev_queries, seed=seed)
 
     def report(self) -> dict[str, Any]:
-        """Return what `results.json` says about the data: name, licence, checksums and counts, as plain JSON."""
+        """Return what `results.json` says about the data: all but texts and judgements, as plain JSON."""
         named = {"name": self.name, "subset_of": self.subset_of, "licence": self.licence}
-        return named | {"checksums": dict(self.checksums), "counts": dict(self.counts)}
+        conventions = {"drop_own": self.drop_own, "relevant_grade": dict(self.relevant_grade)}
+        return named | conventions | {"checksums": dict(self.checksums), "counts": dict(self.counts)}
 
 
 def load_dataset(spec: str, *, drop_own: bool | None = None) -> RetrievalDataset:
@@ -250,10 +249,8 @@ def load_dataset(spec: str, *, drop_own: bool | None = None) -> RetrievalDataset
         spec: one of
 
             - "pydocs": docstring -> function, read from the running Python's standard library;
-            - "msmarco": the MS MARCO passages with the splits train, dev/small, trec-dl-2019/judged and
-              trec-dl-2020/judged, by ir_datasets;
-            - "ir:ID": any other id of ir_datasets with documents, queries and judgements, such as "ir:beir/scifact",
-              "ir:beir/nfcorpus/test" or "ir:lotte/writing/test/search";
+            - "msmarco": the MS MARCO passages, by ir_datasets (`maw.retrieval.irdatasets`);
+            - "ir:ID": an id of ir_datasets, such as "ir:beir/scifact" or "ir:lotte/writing/test/search";
             - "beir:FOLDER": a folder with `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv`;
             - "msmarco:FOLDER": a folder with `collection.tsv`, `queries.SPLIT.tsv` and `qrels.SPLIT.tsv`.
         drop_own: whether a document with the query's own id is left out of every ranking; None is yes for ArguAna and

@@ -32,7 +32,8 @@ class DevEvaluator(BaseEvaluator):
         super().__init__()
         self.primary_metric = f"dev_{METRIC}"
         self.queries, self.judged = dataset.evaluation_split("dev")
-        documents = {document for grades in self.judged.values() for document in grades}
+        judged = {document for grades in self.judged.values() for document in grades}
+        documents = {document for document in judged if document in dataset.documents}  # some collections lack some
 
         def key(document: str) -> bytes:
             return hashlib.sha256(f"{seed}\0dev documents\0{document}".encode()).digest()

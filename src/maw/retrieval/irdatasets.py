@@ -8,7 +8,8 @@ ir_datasets downloads, checks and reads; here an id becomes splits:
   beir/nfcorpus -> train, dev, test; lotte/writing/test -> forum, search;
 - msmarco-passage has the four of the specification: train, dev/small and the judged parts of trec-dl-2019 and -2020.
 
-A document's text is what ir_datasets calls its default text, stripped: title and text joined by one space in BEIR.
+A document's text is what ir_datasets calls its default text, else its field text, stripped: title and text joined by
+one space in BEIR.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from maw.errors import MAWError
 from maw.retrieval.corpora import Origin, hold_texts
 from maw.retrieval.datasets import RetrievalDataset
+from maw.retrieval.msmarco import LICENCE
 from maw.retrieval.texts import content_checksum
 
 __all__ = ["MSMARCO_SPLITS", "read_ir", "read_msmarco"]
@@ -137,6 +140,7 @@ def _read(ir: Any, name: str, documents_id: str, parts: Mapping[str, Any]) -> Re
         queries,
         qrels,
         checksums=checksums,
+        licence=LICENCE if documents_id.startswith("msmarco") else None,
         drop_own=documents_id == "beir/arguana",
         relevant_grade=dict.fromkeys(parts, 1) if documents_id.startswith("msmarco-document") else None,
         lacking_documents=True,
@@ -148,7 +152,7 @@ def _read(ir: Any, name: str, documents_id: str, parts: Mapping[str, Any]) -> Re
 def _documents(ir: Any, documents_id: str, part: Any) -> Mapping[str, str]:
     # ir_datasets checks what it downloads, and reads its own copies after that; so do we
     stamp: dict[str, Any] = {"home": str(ir.util.home_path().resolve()), "version": ir.__version__}
-    if hasattr(part, "docs_path") and (path := ir.util.Path(part.docs_path(force=False))).is_file():
+    if (path := _documents_file(part)) is not None:
         there = path.stat()
         stamp |= {"size": there.st_size, "modified": there.st_mtime_ns}
     origin = Origin(f"{LAYOUT} {documents_id} {stamp['home']}", stamp)
@@ -164,11 +168,22 @@ def _documents(ir: Any, documents_id: str, part: Any) -> Mapping[str, str]:
     return hold_texts(origin, records, repeated)
 
 
+def _documents_file(part: Any) -> Path | None:
+    """The file that holds the documents, where there is one and ir_datasets has it already."""
+    try:
+        path = Path(part.docs_path(force=False))
+    except (AttributeError, TypeError):  # documents of many files, or of one that cannot be asked for without fetching
+        return None
+    return path if path.is_file() else None
+
+
 def _text(record: Any, name: str) -> str:
-    if not hasattr(record, "default_text"):
-        kind = type(record).__name__
-        raise MAWError(f"{name}: wanted texts, but ir_datasets gives no default text for a {kind}: it is not supported")
-    return record.default_text()
+    if hasattr(record, "default_text"):
+        return record.default_text()
+    if isinstance(getattr(record, "text", None), str):
+        return record.text
+    kind, fields = type(record).__name__, ", ".join(record._fields)
+    raise MAWError(f"{name}: wanted texts, but ir_datasets has none for a {kind} ({fields}): it is not supported")
 
 
 def _judgements(where: str, rows: Iterable[Any]) -> tuple[dict[str, dict[str, int]], int]:
