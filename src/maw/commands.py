@@ -116,13 +116,13 @@ def _(command: TrainCommand, words: Sequence[str]) -> int:
     from maw.benchmark.tuning import save_model, tune
     from maw.benchmark.variants import VARIANTS
     from maw.retrieval.datasets import load_dataset, render_report
-    from maw.retrieval.models import choose_device, load_encoder
+    from maw.retrieval.models import choose_own_device, load_encoder
     from maw.retrieval.processes import first_process_first, leave, process_index
     from maw.retrieval.training import TrainingSettings
 
     first = process_index() == 0
     console = _console(quiet=not first)
-    device = choose_device(command.device)
+    device = choose_own_device(command.device)
     with first_process_first(device):  # what is wrong is said once, and what is prepared is prepared once
         if command.variant not in VARIANTS:
             raise MAWError(f"variant must be among {', '.join(VARIANTS)}, got {command.variant!r}")

@@ -66,6 +66,12 @@ def die_at_step(step: int) -> None:
     Trainer.training_step = training_step
 
 
+def die_at_evaluation(_: int) -> None:
+    from maw.retrieval.development import DevEvaluator
+
+    DevEvaluator.__call__ = lambda *_, **__: die()
+
+
 def die_at_file_event(number: int) -> None:
     """At the n-th time that something in a checkpoint or a log is opened to be written, renamed, or removed."""
     seen = 0
@@ -113,7 +119,7 @@ def work(folder: str, kind: str, death: tuple | None, place: dict[str, str] | No
 
     Trainer.training_step = noting
     if death is not None:
-        {"step": die_at_step, "file": die_at_file_event}[death[0]](death[1])
+        {"step": die_at_step, "file": die_at_file_event, "evaluation": die_at_evaluation}[death[0]](death[1])
     outcome = train(model, toy(), Path(folder) / "training", settings)
     save_file(model.state_dict(), Path(folder) / f"model{rank}.safetensors")
     (Path(folder) / f"outcome{rank}.json").write_text(json.dumps(outcome))
@@ -196,10 +202,10 @@ def test_steps_that_are_logged_and_saved(uninterrupted):
 
 
 def test_killed_again_and_again_it_ends_with_the_same_bytes(uninterrupted, tmp_path):
-    """At steps, and while it writes."""
+    """Between an epoch's last step and its checkpoint, while it writes, and at a step."""
     kind, expected, _ = uninterrupted
     draw = random.Random(kind)
-    deaths = [("step", draw.randint(2, 4)), ("file", draw.randint(5, 25)), ("step", draw.randint(8, STEPS))]
+    deaths = [("evaluation", 0), ("file", draw.randint(5, 25)), ("step", draw.randint(8, STEPS))]
     for death in deaths:
         assert run(tmp_path, kind, death) == -signal.SIGKILL
     assert run(tmp_path, kind) == 0
