@@ -228,6 +228,7 @@ ROOMS = [
     {"retrieval"},
     {"inspection"},
     {"benchmark"},
+    {"display"},
     {"cli", "commands", "__main__"},
 ]
 LIGHT = {"torch", "numpy", "jaxtyping"}

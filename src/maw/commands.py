@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from maw.cli import BenchmarkCommand, EvaluateCommand, ReportCommand, TrainCommand
+from maw.cli import BenchmarkCommand, EvaluateCommand, InspectCommand, ReportCommand, TrainCommand
 from maw.errors import MAWError
 
 if TYPE_CHECKING:
@@ -194,6 +194,15 @@ def _(command: ReportCommand, words: Sequence[str]) -> int:
     from maw.benchmark.report import write_report
 
     print(write_report(command.folder))
+    return 0
+
+
+@execute.register
+def _(command: InspectCommand, words: Sequence[str]) -> int:
+    quiet_libraries()
+    from maw.display.request import Request, show
+
+    show(Request(**vars(command)), _console())
     return 0
 
 

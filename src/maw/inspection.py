@@ -13,7 +13,7 @@ query of zeros. The attention that the layer really computed is kept too; how fa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -255,7 +255,7 @@ class _Seen:
 
 
 @contextmanager
-def _as_inspected(model: SentenceTransformer, host: PreTrainedModel) -> Iterator[None]:
+def _as_inspected(model: SentenceTransformer, host: PreTrainedModel) -> Generator[None]:
     """With the host's plain attention, which returns its probabilities, and texts of at most `LONGEST` tokens."""
     implementation, limit = host.config._attn_implementation, model.max_seq_length
     try:
@@ -292,7 +292,7 @@ def _encode(model: SentenceTransformer, host: PreTrainedModel, module: DepthAtte
     mask = kept["mask"]
     ids = kept.pop("ids")[0]
     ids = ids if mask is None else ids[mask[0]]
-    prompt = model.prompts.get(model.default_prompt_name or "", "")
+    prompt = model.prompts.get(model.default_prompt_name or "") or ""
     whole = model.tokenizer(prompt + text, truncation=False, padding=False, verbose=False)["input_ids"]
     return _Seen(ids=ids.tolist(), whole=max(len(whole), len(ids)), **kept)
 
