@@ -197,19 +197,15 @@ def inspect(
     if not 1 <= depths <= depth:
         raise MAWError(f"depths must be 1 to {depth}, got {depths}: layer {index} has {depth} depths")
     found, alike = [], []
-    was_training = model.training
     with torch.no_grad(), _as_inspected(model, host):
-        try:
-            for number, text in enumerate(texts, start=1):
-                seen = _encode(model, host, module, text)
-                tokens = _tokens(model.tokenizer, seen.ids)
-                if not set(seen.ids) - set(model.tokenizer.all_special_ids):
-                    raise MAWError(f"text {number} has no token but the model's own: give a text with words in it")
-                one, likeness = _look(module, seen, head, depths, text, tokens)
-                found.append(one)
-                alike.append(likeness)
-        finally:
-            model.train(was_training)
+        for number, text in enumerate(texts, start=1):
+            seen = _encode(model, host, module, text)
+            tokens = _tokens(model.tokenizer, seen.ids)
+            if not set(seen.ids) - set(model.tokenizer.all_special_ids):
+                raise MAWError(f"text {number} has no token but the model's own: give a text with words in it")
+            one, likeness = _look(module, seen, head, depths, text, tokens)
+            found.append(one)
+            alike.append(likeness)
     return Inspection(index, layers, head, heads, depth, tuple(found), torch.stack(alike).mean(dim=0))
 
 
@@ -257,6 +253,7 @@ class _Seen:
 @contextmanager
 def _as_inspected(model: SentenceTransformer, host: PreTrainedModel) -> Generator[None]:
     """With the host's plain attention, which returns its probabilities, and texts of at most `LONGEST` tokens."""
+    training = [(part, part.training) for part in model.modules()]  # encoding puts all of them in evaluation mode
     implementation, limit = host.config._attn_implementation, model.max_seq_length
     try:
         if implementation != "eager":
@@ -267,6 +264,8 @@ def _as_inspected(model: SentenceTransformer, host: PreTrainedModel) -> Generato
         model.max_seq_length = limit
         if implementation != "eager":
             host.set_attn_implementation(implementation)
+        for part, was in training:
+            part.training = was
 
 
 def _encode(model: SentenceTransformer, host: PreTrainedModel, module: DepthAttention, text: str) -> _Seen:

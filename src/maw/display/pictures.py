@@ -78,7 +78,6 @@ def draw_text(text: Text, file: Path, *, dots_per_inch: int = 110) -> None:
             figure = Figure(figsize=(9, 1.4 + 3.2 * lines), layout="constrained")
             parts: Any = figure.subfigures(2, 1, height_ratios=[1.0, 3.2 * lines])
             top, rest = parts
-            top.suptitle(title_of(text), fontsize=10, x=0.01, ha="left")
             _bars(top.subplots(), text)
             panels = rest.subplots(lines, 3, squeeze=False).flat
             for panel, (name, attention, colour) in zip(panels, maps, strict=False):
@@ -95,7 +94,7 @@ def _bars(panel: Axes, text: Text) -> None:
     panel.bar(range(len(weights)), weights, color=colours, width=0.8)
     panel.axhline(1 / len(weights), color="#565c66", linewidth=0.7, linestyle=(0, (4, 3)))
     panel.set_xlim(-0.6, len(weights) - 0.4)
-    panel.set_ylabel("depth weight")
+    panel.set_title(f"{title_of(text)}\nDepth weights; the dashed line is 1/D", fontsize=8, loc="left")
     panel.spines[["top", "right"]].set_visible(False)
 
 
