@@ -298,7 +298,8 @@ def _encode(model: SentenceTransformer, host: PreTrainedModel, module: DepthAtte
 
 def _tokens(tokenizer: Any, ids: list[int]) -> tuple[str, ...]:
     """Tokens as people read them; what decodes to nothing keeps the tokenizer's own spelling."""
-    return tuple(tokenizer.decode([i]).strip() or str(tokenizer.convert_ids_to_tokens(i)) for i in ids)
+    words = (tokenizer.decode([i]).strip() or str(tokenizer.convert_ids_to_tokens(i)) for i in ids)
+    return tuple("".join(letter if letter.isprintable() else "\ufffd" for letter in word) for word in words)
 
 
 # What the reference makes of it
