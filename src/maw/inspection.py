@@ -13,8 +13,7 @@ query of zeros. The attention that the layer really computed is kept too; how fa
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from maw.errors import MAWError
 from maw.hf.attach import carrying_host, has_maw, maw_layers
+from maw.hf.capture import Captured, capture, plain_attention, readable_tokens
 from maw.hf.hosts import family_of
 from maw.module import DepthAttention
 from maw.reference import attention_probabilities, expand_key, expand_query, seven_steps
@@ -197,10 +197,10 @@ def inspect(
     if not 1 <= depths <= depth:
         raise MAWError(f"depths must be 1 to {depth}, got {depths}: layer {index} has {depth} depths")
     found, alike = [], []
-    with torch.no_grad(), _as_inspected(model, host):
+    with torch.no_grad(), plain_attention(model, host, LONGEST):
         for number, text in enumerate(texts, start=1):
-            seen = _encode(model, host, module, text)
-            tokens = _tokens(model.tokenizer, seen.ids)
+            seen = capture(model, host, module, text)
+            tokens = readable_tokens(model.tokenizer, seen.ids)
             if not set(seen.ids) - set(model.tokenizer.all_special_ids):
                 raise MAWError(f"text {number} has no token but the model's own: give a text with words in it")
             one, likeness = _look(module, seen, head, depths, text, tokens)
@@ -232,81 +232,11 @@ def _choose_layer(host: PreTrainedModel, wanted: int | None) -> tuple[int, tuple
     return index, tuple(carrying), carrying[index]
 
 
-# What the encoder does
-
-
-@dataclass
-class _Seen:
-    """What one forward gave the layer, and the attention (H,Q,K) it computed, was without MAW, and is for zeros."""
-
-    ids: list[int]
-    whole: int
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    computed: Tensor
-    host: Tensor
-    without_query: Tensor
-
-
-@contextmanager
-def _as_inspected(model: SentenceTransformer, host: PreTrainedModel) -> Generator[None]:
-    """With the host's plain attention, which returns its probabilities, and texts of at most `LONGEST` tokens."""
-    training = [(part, part.training) for part in model.modules()]  # encoding puts all of them in evaluation mode
-    implementation, limit = host.config._attn_implementation, model.max_seq_length
-    try:
-        if implementation != "eager":
-            host.set_attn_implementation("eager")
-        model.max_seq_length = LONGEST if limit is None else min(limit, LONGEST)
-        yield
-    finally:
-        model.max_seq_length = limit
-        if implementation != "eager":
-            host.set_attn_implementation(implementation)
-        for part, was in training:
-            part.training = was
-
-
-def _encode(model: SentenceTransformer, host: PreTrainedModel, module: DepthAttention, text: str) -> _Seen:
-    kept: dict[str, Any] = {}
-
-    def keep_ids(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kept["ids"] = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-
-    def keep_layer(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        query, kept["key"], kept["value"], kept["mask"] = args
-        kept["query"], kept["computed"] = query, output[1][0]
-        kept["host"], kept["without_query"] = (kwargs["attend"](q)[1][0] for q in (query, torch.zeros_like(query)))
-
-    hooks = [
-        host.register_forward_pre_hook(keep_ids, with_kwargs=True),
-        module.register_forward_hook(keep_layer, with_kwargs=True),
-    ]
-    try:
-        model.encode([text], show_progress_bar=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    mask = kept["mask"]
-    ids = kept.pop("ids")[0]
-    ids = ids if mask is None else ids[mask[0]]
-    prompt = model.prompts.get(model.default_prompt_name or "") or ""
-    whole = model.tokenizer(prompt + text, truncation=False, padding=False, verbose=False)["input_ids"]
-    return _Seen(ids=ids.tolist(), whole=max(len(whole), len(ids)), **kept)
-
-
-def _tokens(tokenizer: Any, ids: list[int]) -> tuple[str, ...]:
-    """Tokens as people read them; what decodes to nothing keeps the tokenizer's own spelling."""
-    words = (tokenizer.decode([i]).strip() or str(tokenizer.convert_ids_to_tokens(i)) for i in ids)
-    return tuple("".join(letter if letter.isprintable() else "\ufffd" for letter in word) for word in words)
-
-
 # What the reference makes of it
 
 
 def _look(
-    module: DepthAttention, seen: _Seen, head: int | None, depths: int, text: str, tokens: tuple[str, ...]
+    module: DepthAttention, seen: Captured, head: int | None, depths: int, text: str, tokens: tuple[str, ...]
 ) -> tuple[Text, Tensor]:
     chosen = slice(None) if head is None else slice(head, head + 1)
     wide = torch.promote_types(seen.query.dtype, torch.float32)

@@ -160,7 +160,7 @@ def test_pictures_are_whole_files(found, tmp_path):
     written = save_pictures(found, tmp_path / "new")
     assert [path.name for path in written] == ["text-1.png", "text-2.png", "text-3.png"]
     assert sorted(written) == sorted((tmp_path / "new").iterdir())
-    assert all(Image.open(io.BytesIO(path.read_bytes())).width == 990 for path in written)
+    assert all(Image.open(io.BytesIO(path.read_bytes())).width == 1012 for path in written)
     (tmp_path / "file").write_text("x")
     with pytest.raises(MAWError, match="--png wants a folder"):
         save_pictures(found, tmp_path / "file")
