@@ -14,8 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+<<<<<<< HEAD
 from maw.cli import BenchmarkCommand, EvaluateCommand, InspectCommand, ReportCommand, TrainCommand
+=======
+from maw.cli import (
+    BenchmarkCommand,
+    EncodeCommand,
+    EvaluateCommand,
+    ReportCommand,
+    SearchCommand,
+    TrainCommand,
+)
+>>>>>>> main
 from maw.errors import MAWError
+from maw.progress import duration
 
 if TYPE_CHECKING:
     from maw.benchmark.plan import Benchmark
@@ -55,7 +67,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
         )
     names = ", ".join(run.name for run in pending) or "nothing: every run is finished"
     console.print(f"to do on {runner.device}: {names}", highlight=False)
-    console.print(f"estimated time: {_duration(seconds)}; results go to {benchmark.output}", highlight=False)
+    console.print(f"estimated time: {duration(seconds)}; results go to {benchmark.output}", highlight=False)
     if command.dry_run:
         return 0
     done = len(runner.runs) - len(pending)
@@ -63,7 +75,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
     def announce(run: Any) -> None:
         nonlocal done
         done += 1
-        passed = _duration(time.monotonic() - start)
+        passed = duration(time.monotonic() - start)
         console.print(
             f"[{done}/{len(runner.runs)}] {run.name}: {run.variant.text} (after {passed})",
             highlight=False,
@@ -74,7 +86,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
     console.print(results_table(results["rows"], ["nDCG@10", "MRR@10", "R@100"]))
     console.print(results["verdict"], highlight=False, markup=False)
     console.print(f"everything is in {benchmark.output}; look at {benchmark.output / 'report.html'}", highlight=False)
-    console.print(f"took {_duration(time.monotonic() - start)}", highlight=False)
+    console.print(f"took {duration(time.monotonic() - start)}", highlight=False)
     return 0
 
 
@@ -108,13 +120,13 @@ def _(command: TrainCommand, words: Sequence[str]) -> int:
     from maw.benchmark.tuning import save_model, tune
     from maw.benchmark.variants import VARIANTS
     from maw.retrieval.datasets import load_dataset, render_report
-    from maw.retrieval.models import choose_device, load_encoder
+    from maw.retrieval.models import choose_own_device, load_encoder
     from maw.retrieval.processes import first_process_first, leave, process_index
     from maw.retrieval.training import TrainingSettings
 
     first = process_index() == 0
     console = _console(quiet=not first)
-    device = choose_device(command.device)
+    device = choose_own_device(command.device)
     with first_process_first(device):  # what is wrong is said once, and what is prepared is prepared once
         if command.variant not in VARIANTS:
             raise MAWError(f"variant must be among {', '.join(VARIANTS)}, got {command.variant!r}")
@@ -190,6 +202,22 @@ def _dataset_name(command: BenchmarkCommand | TrainCommand | EvaluateCommand) ->
 
 
 @execute.register
+def _(command: EncodeCommand, words: Sequence[str]) -> int:
+    quiet_libraries()
+    from maw.vector_commands import encode
+
+    return encode(command, _console())
+
+
+@execute.register
+def _(command: SearchCommand, words: Sequence[str]) -> int:
+    quiet_libraries()
+    from maw.vector_commands import search
+
+    return search(command, _console())
+
+
+@execute.register
 def _(command: ReportCommand, words: Sequence[str]) -> int:
     from maw.benchmark.report import write_report
 
@@ -222,14 +250,3 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-def _duration(seconds: float) -> str:
-    """Whole seconds below two minutes, else minutes, else hours.
-
-    >>> _duration(75), _duration(600), _duration(9000)
-    ('75 s', '10 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

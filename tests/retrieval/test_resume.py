@@ -31,6 +31,7 @@ SETTINGS = TrainingSettings(
     epochs=3, batch_size=2, max_length=16, dev_documents=5, learning_rate=1e-3, save_steps=2, seed=5
 )
 STEPS = 12  # 8 pairs, 2 a batch, 3 epochs
+STATE = {".safetensors", ".pt", ".pth"}  # weights, samples, optimiser, schedule, random states
 KINDS = {
     "full": ({"updates": 2, "group_size": 4}, {}, False),
     "two": ({"updates": 2, "group_size": 4}, {"batch_size": 1}, False),
@@ -63,6 +64,12 @@ def die_at_step(step: int) -> None:
         return plain(self, *arguments, **options)
 
     Trainer.training_step = training_step
+
+
+def die_at_evaluation(_: int) -> None:
+    from maw.retrieval.development import DevEvaluator
+
+    DevEvaluator.__call__ = lambda *_, **__: die()
 
 
 def die_at_file_event(number: int) -> None:
@@ -112,7 +119,7 @@ def work(folder: str, kind: str, death: tuple | None, place: dict[str, str] | No
 
     Trainer.training_step = noting
     if death is not None:
-        {"step": die_at_step, "file": die_at_file_event}[death[0]](death[1])
+        {"step": die_at_step, "file": die_at_file_event, "evaluation": die_at_evaluation}[death[0]](death[1])
     outcome = train(model, toy(), Path(folder) / "training", settings)
     save_file(model.state_dict(), Path(folder) / f"model{rank}.safetensors")
     (Path(folder) / f"outcome{rank}.json").write_text(json.dumps(outcome))
@@ -162,8 +169,10 @@ def ended(folder: Path, rank: int = 0) -> dict:
         assert seen.setdefault(step, ids) == ids, f"step {step} was repeated with other texts"
     outcome = json.loads((folder / f"outcome{rank}.json").read_text())
     del outcome["resumed"]
+    last = folder / "training" / f"checkpoint-{STEPS}"
     return {
-        "weights": (folder / f"model{rank}.safetensors").read_bytes(),
+        "weights": (folder / f"model{rank}.safetensors").read_bytes(),  # the best, perhaps of the first epoch
+        "last": {file.name: file.read_bytes() for file in sorted(last.iterdir()) if file.suffix in STATE},
         "log": [entry for entry in log if "train_loss" not in entry],
         "seen": seen,
         "outcome": outcome,
@@ -171,7 +180,7 @@ def ended(folder: Path, rank: int = 0) -> dict:
     }
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
+@pytest.fixture(scope="module", params=[pytest.param("full", marks=pytest.mark.slow), "lora"])
 def uninterrupted(request, tmp_path_factory):
     """The kind of a training, how it ended, and its folder."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -188,13 +197,15 @@ def test_steps_that_are_logged_and_saved(uninterrupted):
     best = max((entry["dev_nDCG@10"], -entry["step"]) for entry in end["log"] if "dev_nDCG@10" in entry)
     assert set(end["left"]) == {"checkpoint-12", f"checkpoint-{-best[1]}"}
     assert step_of(last_checkpoint(folder / "training")) == STEPS
+    names = ("model.safetensors", "maw_samples_0.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+    assert end["last"].keys() == set(names)
 
 
 def test_killed_again_and_again_it_ends_with_the_same_bytes(uninterrupted, tmp_path):
-    """At steps, and while it writes."""
+    """Between an epoch's last step and its checkpoint, while it writes, and at a step."""
     kind, expected, _ = uninterrupted
     draw = random.Random(kind)
-    deaths = [("step", draw.randint(2, 4)), ("file", draw.randint(5, 25)), ("step", draw.randint(8, STEPS))]
+    deaths = [("evaluation", 0), ("file", draw.randint(5, 25)), ("step", draw.randint(8, STEPS))]
     for death in deaths:
         assert run(tmp_path, kind, death) == -signal.SIGKILL
     assert run(tmp_path, kind) == 0
@@ -230,6 +241,8 @@ def assert_same(end: dict, expected: dict) -> None:
     for name in ("seen", "log", "outcome", "left"):
         assert end[name] == expected[name], name
     assert end["weights"] == expected["weights"]
+    assert end["last"].keys() == expected["last"].keys()
+    assert [name for name, content in end["last"].items() if content != expected["last"][name]] == []
 
 
 FILE_EVENTS = 150

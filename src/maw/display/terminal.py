@@ -36,6 +36,7 @@ def print_inspection(console: Console, inspection: Inspection, model: str) -> No
     for number, text in enumerate(inspection.texts, start=1):
         console.print()
         console.print(Line(f"{number}. {title_of(text)}", style="bold"))
+        console.print(f"{len(text.tokens)} tokens, {text.effective_depths:.1f} effective depths", highlight=False)
         weights = sparks(text.depth_weight, max(console.width - 24, 8))
         console.print(Line(f"depth weights {weights}"), overflow="crop", no_wrap=True)
         console.print(_table(text, console.is_terminal))
