@@ -228,7 +228,12 @@ ROOMS = [
     {"retrieval"},
     {"inspection"},
     {"benchmark"},
+<<<<<<< HEAD
+    {"display"},
+    {"cli", "commands", "__main__"},
+=======
     {"__main__", "cli", "commands", "progress", "vector_commands"},
+>>>>>>> main
 ]
 LIGHT = {"torch", "numpy", "jaxtyping"}
 EXTRA = {"kernels": {"triton"}}

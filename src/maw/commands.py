@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+<<<<<<< HEAD
+from maw.cli import BenchmarkCommand, EvaluateCommand, InspectCommand, ReportCommand, TrainCommand
+=======
 from maw.cli import (
     BenchmarkCommand,
     EncodeCommand,
@@ -22,6 +25,7 @@ from maw.cli import (
     SearchCommand,
     TrainCommand,
 )
+>>>>>>> main
 from maw.errors import MAWError
 from maw.progress import duration
 
@@ -218,6 +222,15 @@ def _(command: ReportCommand, words: Sequence[str]) -> int:
     from maw.benchmark.report import write_report
 
     print(write_report(command.folder))
+    return 0
+
+
+@execute.register
+def _(command: InspectCommand, words: Sequence[str]) -> int:
+    quiet_libraries()
+    from maw.display.request import Request, show
+
+    show(Request(**vars(command)), _console())
     return 0
 
 
