@@ -228,12 +228,8 @@ ROOMS = [
     {"retrieval"},
     {"inspection"},
     {"benchmark"},
-<<<<<<< HEAD
     {"display"},
-    {"cli", "commands", "__main__"},
-=======
     {"__main__", "cli", "commands", "progress", "vector_commands"},
->>>>>>> main
 ]
 LIGHT = {"torch", "numpy", "jaxtyping"}
 EXTRA = {"kernels": {"triton"}}

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The command line: `maw benchmark`, `maw train`, `maw evaluate`, `maw report`, `maw inspect`.
-=======
-"""The command line: `maw benchmark`, `maw train`, `maw evaluate`, `maw encode`, `maw search`, `maw report`.
->>>>>>> main
+"""The command line: `maw benchmark`, `train`, `evaluate`, `encode`, `search`, `report` and `inspect`.
 
 Exit status: 0 done, 2 bad input (one line says what to do), 130 interrupted (what was finished is kept).
 """

@@ -14,18 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-<<<<<<< HEAD
-from maw.cli import BenchmarkCommand, EvaluateCommand, InspectCommand, ReportCommand, TrainCommand
-=======
 from maw.cli import (
     BenchmarkCommand,
     EncodeCommand,
     EvaluateCommand,
+    InspectCommand,
     ReportCommand,
     SearchCommand,
     TrainCommand,
 )
->>>>>>> main
 from maw.errors import MAWError
 from maw.progress import duration
 
