@@ -7,8 +7,8 @@ mode. Everything shown is made by `maw.reference` from these, head by head:
     mixed     softmax( logit + host's own term ) what the layer attends to
     host      the host's attention on the same q without MAW
 
-The host's own term is its causal mask, its window, its position bias or nothing: the logarithm of its attention for a
-query of zeros. The attention that the layer really computed is kept too; how far `mixed` is from it is in the result.
+The host's own term is its mask or position bias: the logarithm of its attention for a query of zeros. The attention
+that the layer really computed is kept too; how far `mixed` is from it is in the result.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ LARGEST = 2**22
 class Slice:
     """What one depth attends to in one text.
 
-    `weight` is the depth's, `entropy` that of its attention over log(number of tokens), the mean over queries and heads
-    (minus the reward), and `share` is how much of the mixed logits it makes: weight times the size of its scores, rows
-    centred, as a part of the sum over depths.
+    `entropy` is that of its attention over log(number of tokens), the mean over queries and heads (minus the reward);
+    `share` is its part in the sum over depths of weight times size of the scores, rows centred.
     """
 
     depth: int
@@ -114,7 +113,7 @@ class Inspection:
 
     def neighbours(self, depth: int, count: int = 5) -> list[tuple[int, float]]:
         """The depths whose slices are most like this one's, with their likeness, most alike first."""
-        others = [(other, value) for other, value in enumerate(self.alike[depth].tolist()) if other != depth]
+        others = ((other, value) for other, value in enumerate(self.alike[depth].tolist()) if other != depth)
         return sorted(others, key=lambda one: -one[1])[:count]
 
     def choosers(self, depth: int, count: int = 3) -> list[tuple[int, float]]:
@@ -200,9 +199,9 @@ def inspect(
     with torch.no_grad(), plain_attention(model, host, LONGEST):
         for number, text in enumerate(texts, start=1):
             seen = capture(model, host, module, text)
-            tokens = readable_tokens(model.tokenizer, seen.ids)
             if not set(seen.ids) - set(model.tokenizer.all_special_ids):
                 raise MAWError(f"text {number} has no token but the model's own: give a text with words in it")
+            tokens = readable_tokens(model.tokenizer, seen.ids)
             one, likeness = _look(module, seen, head, depths, text, tokens)
             found.append(one)
             alike.append(likeness)
@@ -212,9 +211,8 @@ def inspect(
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str) or not texts:
         raise MAWError(f"wanted a list of texts, got {texts!r}: give at least one")
-    for number, text in enumerate(texts, start=1):
-        if not text.strip():
-            raise MAWError(f"text {number} is empty: leave it out, or give a text with words in it")
+    if empty := [number for number, text in enumerate(texts, start=1) if not text.strip()]:
+        raise MAWError(f"text {empty[0]} is empty: leave it out, or give a text with words in it")
 
 
 def _choose_layer(host: PreTrainedModel, wanted: int | None) -> tuple[int, tuple[int, ...], DepthAttention]:
@@ -248,7 +246,7 @@ def _look(
     weight = _depth_weight(module, seen.query, seen.mask)
 
     u, t = expand_query(query, views[0])[0, ..., 0], expand_key(key, views[1])[0, :, :, 0]  # (H,D,Q), (H,D,K)
-    every = torch.arange(len(weight[0]), device=u.device)[None]
+    every = torch.arange(module.config.depth, device=u.device)[None]
     entropy = -entropy_reward(query, key, *views, every, scale=module.scale, mask=mask)[0]
     u, t = u[..., real], t[..., real] - t[..., real].mean(dim=-1, keepdim=True)
     alike = (F.normalize(u, dim=-1) @ F.normalize(u, dim=-1).mT) * (F.normalize(t, dim=-1) @ F.normalize(t, dim=-1).mT)
@@ -277,7 +275,7 @@ def _look(
         return attention[..., real, :][..., real]
 
     attention = of_real(torch.cat(slices, dim=1).mean(dim=1)).cpu()
-    allowed = of_real(seen.without_query[chosen])
+    lowest, highest = of_real(seen.without_query[chosen]).aminmax(dim=-1)
     found = Text(
         text=text,
         tokens=tokens,
@@ -291,7 +289,7 @@ def _look(
         mixed=of_real(torch.cat(mixed).mean(dim=0)).cpu(),
         host=of_real(seen.host[chosen].to(wide).mean(dim=0)).cpu(),
         difference=float(of_real(torch.cat(mixed) - seen.computed[chosen]).abs().max()),
-        has_own_term=bool((allowed.amax(dim=-1) - allowed.amin(dim=-1)).max() > 1e-6),
+        has_own_term=bool((highest - lowest).max() > 1e-6),
     )
     return found, alike.mean(dim=0).cpu()
 
