@@ -244,7 +244,6 @@ def _look(
     mask = torch.ones_like(key[:, 0, :, 0], dtype=torch.bool) if seen.mask is None else seen.mask
     real = mask[0]
     weight = _depth_weight(module, seen.query, seen.mask)
-
     u, t = expand_query(query, views[0])[0, ..., 0], expand_key(key, views[1])[0, :, :, 0]  # (H,D,Q), (H,D,K)
     every = torch.arange(module.config.depth, device=u.device)[None]
     entropy = -entropy_reward(query, key, *views, every, scale=module.scale, mask=mask)[0]
