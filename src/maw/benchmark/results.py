@@ -15,6 +15,7 @@ from rich.table import Table
 
 from maw.benchmark.comparison import Comparison, compare, correct
 from maw.benchmark.variants import VARIANTS
+from maw.collapse import below_untuned
 
 __all__ = ["comparisons", "mark_below_untuned", "results_table", "verdict", "write_aside", "write_per_query"]
 
@@ -27,18 +28,18 @@ def write_aside(path: Path, text: str) -> None:
 
 
 def mark_below_untuned(rows: Iterable[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
-    """The rows with `below_untuned`: whether tuning left the encoder worse than it came, on `metric`."""
+    """The rows with `below_untuned`: whether tuning left the encoder worse than it came, on `metric`; then also a
+    finding.
+    """
     rows = list(rows)
     untuned = {row["split"]: row["metrics"][metric] for row in rows if row["variant"] == "untuned"}
-    return [
-        {
-            **row,
-            "below_untuned": VARIANTS[row["variant"]].kind == "tuned"
-            and row["split"] in untuned
-            and row["metrics"][metric] < untuned[row["split"]],
-        }
-        for row in rows
-    ]
+    marked = []
+    for row in rows:
+        tuned = VARIANTS[row["variant"]].kind == "tuned" and row["split"] in untuned
+        found = below_untuned(metric, row["metrics"][metric], untuned[row["split"]]) if tuned else []
+        findings = [*row.get("findings", []), *(finding.to_dict() for finding in found)]
+        marked.append({**row, "findings": findings, "below_untuned": bool(found)})
+    return marked
 
 
 def comparisons(states: Sequence[dict[str, Any]], metric: str) -> list[Comparison]:
@@ -63,10 +64,22 @@ def comparisons(states: Sequence[dict[str, Any]], metric: str) -> list[Compariso
     return correct(found) if found else []
 
 
-def verdict(found: Sequence[Comparison]) -> str:
-    """The comparisons in a sentence each."""
+def alarms(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+    """The names of the alarms (`maw.collapse`) of every variant that has any; notes are left to `results.json`."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for finding in row.get("findings", []):
+            names = found.setdefault(row["variant"], [])
+            if finding["level"] == "alarm" and finding["name"] not in names:
+                names.append(finding["name"])
+    return {variant: names for variant, names in found.items() if names}
+
+
+def verdict(found: Sequence[Comparison], rows: Iterable[dict[str, Any]] = ()) -> str:
+    """The comparisons in a sentence each, then the alarms."""
+    warned = [f"Alarm for {variant}: {', '.join(names)}." for variant, names in alarms(rows).items()]
     if not found:
-        return "No MAW variant has been compared with its dense twin yet."
+        return " ".join(["No MAW variant has been compared with its dense twin yet.", *warned])
     sentences = []
     for one in found:
         low, high = one.interval
@@ -81,7 +94,7 @@ def verdict(found: Sequence[Comparison]) -> str:
             f"95 % interval {low:+.4f} to {high:+.4f}, corrected p = {one.p_value_corrected:.3f}, "
             f"{one.queries} queries, {seeds}; this test would find {one.smallest_detectable:.4f})."
         )
-    return " ".join(sentences)
+    return " ".join([*sentences, *warned])
 
 
 def write_per_query(path: Path, states: Sequence[dict[str, Any]]) -> None:
@@ -136,7 +149,7 @@ def results_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Tab
                 spread = f" ±{statistics.stdev(values):.4f}" if len(values) > 1 else ""
                 cells.append(f"{statistics.fmean(values):.4f}{spread}" if values else "-")
             cells += _costs(those) if split == splits[0] else ["", "", ""]
-            cells.append("below untuned" if any(row["below_untuned"] for row in those) else "")
+            cells.append(", ".join(alarms(those).get(variant, [])))
             table.add_row(*cells)
     return table
 

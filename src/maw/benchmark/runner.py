@@ -230,10 +230,13 @@ class Runner:
                 "dataset": self.dataset.name,
                 "split": split,
                 "metrics": metrics,
+                "selector": state.get("selector"),
+                "findings": state.get("findings", []),
             }
             for state in states
             for split, metrics in state["metrics"].items()
         ]
+        rows = mark_below_untuned(rows, metric)
         found = comparisons(states, metric)
         results = {
             "schema": SCHEMA,
@@ -253,9 +256,9 @@ class Runner:
                 "seeds": self.benchmark.seeds,
                 "variants": list(self.benchmark.variants),
             },
-            "rows": mark_below_untuned(rows, metric),
+            "rows": rows,
             "comparisons": comparison_rows(found),
-            "verdict": verdict(found),
+            "verdict": verdict(found, rows),
             "environment": describe_environment(self.device),
             "data": dict(self.dataset.checksums),
             "seconds": sum(state["seconds"] for state in states),

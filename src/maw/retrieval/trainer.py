@@ -1,9 +1,14 @@
-"""Sentence Transformers' trainer, made to stop where it would go on silently, and to log what MAW's selectors did."""
+"""Sentence Transformers' trainer, made to stop where it would go on silently, and to log what MAW's selectors did.
+
+What `maw.collapse` finds goes into the JSON log once in a training; an alarm is a warning, too.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +17,25 @@ from sentence_transformers import SentenceTransformerTrainer
 from torch import Tensor
 from transformers import ProgressCallback
 
+from maw.collapse import Finding, Watch
 from maw.errors import MAWError
 from maw.hf.attach import maw_layers
+from maw.retrieval.probe import probe
 
-__all__ = ["Progress", "Trainer"]
+__all__ = ["Progress", "Trainer", "logged_findings"]
+
+PROBE_EVERY = 25
+"""Steps between two probes of the model, at least; the trained model is probed in any case."""
+
+logger = logging.getLogger(__name__)
+
+
+def logged_findings(log_file: Path) -> list[Finding]:
+    """What was found so far in a training, by its JSON log; nothing where there is none."""
+    if not log_file.is_file():
+        return []
+    entries = (json.loads(line) for line in log_file.read_text(encoding="utf-8").splitlines())
+    return [Finding(**found) for entry in entries for found in entry.get("findings", [])]
 
 
 class Trainer(SentenceTransformerTrainer):
@@ -23,6 +43,10 @@ class Trainer(SentenceTransformerTrainer):
 
     log_file: Path
     unchecked: tuple[int, Tensor] | None = None
+    watch: Watch
+    probe_texts: Sequence[str] = ()
+    probed: int | None = None
+    selector: dict[str, float] | None = None
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One step; a loss that is not finite ends the training with an error, one step later.
@@ -70,12 +94,35 @@ class Trainer(SentenceTransformerTrainer):
                 value = torch.stack([statistic[name] for statistic in statistics])
                 if value.ndim == 1:
                     logs[name] = round(float(value.mean()), 6)
+            self.selector = {name: logs[name] for name in statistics[0] if name in logs}
         super().log(logs, start_time)
         if not self.is_world_process_zero():
             return
         entry: dict[str, Any] = {"step": self.state.global_step, **self.state.log_history[-1]}
         if statistics:
             entry["depth_usage"] = [round(float(x), 6) for x in statistics[-1]["depth_usage"]]
+        found = self.watch.selectors(self.state.global_step, statistics)
+        if "loss" in logs and (self.probed is None or self.state.global_step >= self.probed + PROBE_EVERY):
+            found += self.probe()
+        self._write(entry, found)
+
+    def probe(self) -> list[Finding]:
+        """Look at the model on a few texts; the findings that are new. A model without MAW has none."""
+        if len(self.probe_texts) < 2 or not maw_layers(self.model):
+            return []
+        self.probed = self.state.global_step
+        return self.watch.probed(self.probed, probe(self.model, self.probe_texts))
+
+    def finish(self) -> None:
+        """Look at the trained model, the best one where there is a dev split, and log what is found."""
+        if self.is_world_process_zero() and (found := self.probe()):
+            self._write({"step": self.state.global_step}, found)
+
+    def _write(self, entry: dict[str, Any], found: Sequence[Finding]) -> None:
+        for finding in found:
+            logger.log(logging.WARNING if finding.level == "alarm" else logging.INFO, "%s", finding)
+        if found:
+            entry["findings"] = [finding.to_dict() for finding in found]
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({name.removeprefix("eval_"): value for name, value in entry.items()}) + "\n")
 

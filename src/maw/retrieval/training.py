@@ -26,11 +26,12 @@ from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from maw.auxiliary import scale_gradient
+from maw.collapse import Watch
 from maw.errors import MAWError
 from maw.hf.attach import maw_layers
 from maw.retrieval.encoding import dense_runs
 from maw.retrieval.evaluation import evaluate
-from maw.retrieval.trainer import Progress, Trainer
+from maw.retrieval.trainer import Progress, Trainer, logged_findings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -149,7 +150,8 @@ def train(
         show_progress: whether to draw a progress bar.
 
     Returns:
-        steps, pairs, the best dev metric, and whether it was resumed.
+        steps, pairs, the best dev metric, whether it was resumed, the selectors' last logged statistics (`selector`,
+        None without) and what `maw.collapse` found (`findings`, of the first process).
 
     Raises:
         MAWError: no training pairs, a batch larger than the training set, or a loss that is not finite.
@@ -180,6 +182,9 @@ def train(
     trainer.log_file = folder / "log.jsonl" if log_file is None else log_file
     if checkpoint is None and trainer.is_world_process_zero():
         trainer.log_file.unlink(missing_ok=True)
+    trainer.watch = Watch(logged_findings(trainer.log_file) if trainer.is_world_process_zero() else ())
+    some = pairs[:: max(1, len(pairs) // 4)][:4]
+    trainer.probe_texts = [dataset.queries[q] for q, _ in some] + [dataset.documents[d] for _, d in some]
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if show_progress:
@@ -188,6 +193,7 @@ def train(
         torch.manual_seed(settings.seed + 1_000_003 * arguments.process_index)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.check_loss()
+    trainer.finish()
     for layer in maw_layers(model):
         layer.collect()  # the model keeps nothing of its training
     if has_dev and trainer.state.best_model_checkpoint is None:
@@ -200,6 +206,8 @@ def train(
         "pairs": len(pairs),
         f"dev_{METRIC}": trainer.state.best_metric,
         "resumed": checkpoint is not None,
+        "selector": trainer.selector,
+        "findings": [finding.to_dict() for finding in trainer.watch.found.values()],
     }
 
 
