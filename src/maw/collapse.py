@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 __all__ = [
@@ -113,7 +114,7 @@ def selector_findings(
     """What the statistics of one layer's selector say.
 
     A policy that is sure of each text but chooses differently for different texts has not collapsed: what is judged is
-    the entropy of the mean policy, policy entropy plus depth information, relative to log D.
+    the entropy of the mean policy, `depth_usage`, relative to log D.
 
     Args:
         statistics: as `maw.DepthAttention.collect` returns them, or means of several.
@@ -124,29 +125,29 @@ def selector_findings(
         at most one of policy collapse, dead depths, constant reward and uniform hedging, in that order: each would
         bring the next ones along; none for a single depth or without statistics.
 
-    >>> quiet = {"policy_entropy": 0.6, "depth_information": 0.3, "depths_alive": 0.9, "zero_spread": 0.0}
-    >>> usage = {"depth_usage": [0.25] * 4}
-    >>> selector_findings(quiet | usage, step=90)
+    >>> healthy = {"policy_entropy": 0.6, "depth_information": 0.3, "zero_spread": 0.0, "depth_usage": [0.25] * 4}
+    >>> selector_findings(healthy, step=90)
     []
-    >>> collapsed = quiet | usage | {"policy_entropy": 0.03, "depth_information": 0.02}
+    >>> collapsed = healthy | {"policy_entropy": 0.03, "depth_usage": [0.98, 0.02, 0.0, 0.0]}
     >>> [finding.name for finding in selector_findings(collapsed, step=90)]
     ['policy collapse']
     """
-    depth = len(statistics["depth_usage"]) if statistics else 1  # ty: ignore[invalid-argument-type]
+    usage = torch.as_tensor(statistics["depth_usage"]) if statistics else torch.ones(1)
+    depth = len(usage)
     if depth == 1:
         return []
     value = {name: float(number) for name, number in statistics.items() if name != "depth_usage"}
-    entropy, information = value["policy_entropy"], value["depth_information"]
-    usage = entropy + information / math.log(depth)
-    if usage < COLLAPSED_USAGE:
-        seen = f"the mean policy has {usage:.3f} of its largest entropy: all texts get the same few of {depth} depths"
+    spread, alive = float(torch.special.entr(usage).sum()) / math.log(depth), int((usage >= 1 / (4 * depth)).sum())
+    if spread < COLLAPSED_USAGE:
+        seen = f"the mean policy has {spread:.3f} of its largest entropy: all texts get the same few of {depth} depths"
         return [_finding("policy collapse", seen, f"below {COLLAPSED_USAGE}", layer=layer)]
-    if value["depths_alive"] < ALIVE:
-        seen = f"{value['depths_alive']:.2f} of {depth} depths have a mean probability of at least 1/(4D)"
-        return [_finding("dead depths", seen, f"below {ALIVE}", layer=layer)]
+    if alive < ALIVE * depth:
+        seen = f"{alive} of {depth} depths have a mean probability of at least 1/(4D)"
+        return [_finding("dead depths", seen, f"below {ALIVE} of them", layer=layer)]
     constant = _constant_reward(value)
     if constant is not None:
         return [_finding("constant reward", *constant, layer=layer)]
+    entropy, information = value["policy_entropy"], value["depth_information"]
     if step >= PATIENCE and entropy >= HEDGING_ENTROPY and information < HEDGING_INFORMATION:
         seen = f"policy entropy {entropy:.3f} of its largest, and depth and text share {information:.4f} nat"
         threshold = f"at least {HEDGING_ENTROPY}, and below {HEDGING_INFORMATION} nat, from step {PATIENCE} on"
@@ -229,15 +230,14 @@ class Watch:
         new = []
         for layer, latest in enumerate(statistics):
             history = self.histories.setdefault(layer, deque())
-            history.append((step, {name: number for name, number in latest.items() if name != "depth_usage"}))
+            history.append((step, latest))
             while history[0][0] <= step - WINDOW:
                 history.popleft()
             if step < WINDOW:
                 continue
-            names = history[-1][1]
-            means = {name: sum(float(values[name]) for _, values in history) / len(history) for name in names}
-            usage = {"depth_usage": latest["depth_usage"]}
-            new += selector_findings(means | usage, step=step, layer=layer)
+            columns = {name: [torch.as_tensor(values[name]) for _, values in history] for name in latest}
+            means = {name: torch.stack(values).float().mean(dim=0).cpu() for name, values in columns.items()}
+            new += selector_findings(means, step=step, layer=layer)
         return self._keep(step, new)
 
     def probed(self, step: int, probe: Mapping[str, Any]) -> list[Finding]:
