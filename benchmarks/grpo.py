@@ -25,7 +25,7 @@ from maw.records import statistics as record_statistics
 from maw.selector import Selector
 
 ARMS = 16
-CHUNK = 50_000
+CHUNK = 4_000
 GROUP_SIZES = (2, 4, 8, 16, 32)
 
 Kind = Literal["none", "leave-one-out", "std", "value", "zero"]

@@ -219,7 +219,7 @@ class Watch:
 
     def __init__(self, found: Iterable[Finding] = ()) -> None:
         self.found = {(finding.name, finding.layer): finding for finding in found}
-        self.histories: dict[int, deque[tuple[int, dict[str, Any]]]] = {}
+        self.histories: dict[int, deque[tuple[int, Mapping[str, Any]]]] = {}
 
     def selectors(self, step: int, statistics: Sequence[Mapping[str, Any]]) -> list[Finding]:
         """Take in the statistics of all MAW layers at one step.

@@ -41,8 +41,8 @@ def probe(model: SentenceTransformer, texts: Sequence[str]) -> dict[str, Any]:
         `attention_entropy`: for every MAW layer the entropy of its attention over log(real keys), mean over heads,
         real tokens and texts. `selection_gap`: by how much training's depth weights move a vector, relative to the mean
         distance of two texts. `mask_error`: by how much padding moves a vector, relative to its length, the largest of
-        all texts. `view_spread`: for every MAW layer how far its view vectors are from their mean over depths, relative to
-        their length; 0 where all slices are the same.
+        all texts. `view_spread`: for every MAW layer how far its view vectors are from their mean over depths,
+        relative to their length; 0 where all slices are the same.
     """
     layers = maw_layers(model)
     with _untouched(model, layers):
