@@ -239,7 +239,7 @@ ROOMS = [
     {"retrieval"},
     {"inspection"},
     {"benchmark"},
-    {"cli", "commands"},
+    {"__main__", "cli", "commands", "progress", "vector_commands"},
 ]
 LIGHT = {"torch", "numpy", "jaxtyping"}
 EXTRA = {"kernels": {"triton"}}

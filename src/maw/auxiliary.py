@@ -5,17 +5,20 @@ embeddings, possibly with the layer run twice by gradient checkpointing. So the 
 layer: `add_gradient(x, loss)` is x in forward and adds d(loss) in backward whenever x receives a gradient. Each
 layer's `GradientScale` says how much; `scale_gradient` at the root of the training loss sets it, for that backward
 pass, from the gradient that arrives there, so that loss scaling and gradient accumulation apply to both alike.
+
+What is computed beside the model's forward, as the loss of earlier samples is, goes to the parameters' `grad` itself
+(`add_loss_beside`): the wrapper that averages gradients over processes then finds it there, whatever it watches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["GradientScale", "add_gradient", "in_backward", "scale_gradient"]
+__all__ = ["GradientScale", "add_gradient", "add_loss_beside", "in_backward", "scale_gradient"]
 
 
 class GradientScale:
@@ -82,6 +85,42 @@ def add_gradient(x: Tensor, loss: Tensor, scale: GradientScale, own_texts: int) 
 def scale_gradient(loss: Tensor, scales: Sequence[GradientScale]) -> Tensor:
     """The training loss unchanged; its backward tells `scales` the gradient that arrived here, before any layer's."""
     return _ScaleGradient.apply(loss, scales)
+
+
+class _AddLossBeside(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, beside: Tensor, gradients: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        ctx.gradients = gradients
+        return loss + beside
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        for parameter, gradient in ctx.gradients:
+            scaled = gradient * grads[0].to(gradient.device, gradient.dtype)
+            parameter.grad = scaled if parameter.grad is None else parameter.grad.add_(scaled)
+        return grads[0], None, None
+
+
+def add_loss_beside(loss: Tensor, beside: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """The sum of two losses; in backward, the gradient of `beside` is put into `grad` before any of `loss` arrives.
+
+    A wrapper such as DistributedDataParallel expects each parameter's gradient once a backward pass, from the model's
+    own forward; under a loss that caches gradients, that backward pass is not even the one that is running.
+
+    Args:
+        loss: the training loss.
+        beside: a scalar loss that reaches the parameters on its own way.
+        parameters: those it may reach.
+
+    >>> p = torch.ones((), requires_grad=True)
+    >>> (2 * add_loss_beside(3 * p, 5 * p, [p])).backward()
+    >>> p.grad.item()
+    16.0
+    """
+    reached = [parameter for parameter in parameters if parameter.requires_grad]
+    found = torch.autograd.grad(beside, reached, allow_unused=True)
+    gradients = [(parameter, grad) for parameter, grad in zip(reached, found, strict=True) if grad is not None]
+    return _AddLossBeside.apply(loss, beside.detach(), gradients)
 
 
 def in_backward() -> bool:

@@ -1,10 +1,11 @@
-"""The command line: `maw benchmark`, `maw train`, `maw evaluate`, `maw report`.
+"""The command line: `maw benchmark`, `maw train`, `maw evaluate`, `maw encode`, `maw search`, `maw report`.
 
 Exit status: 0 done, 2 bad input (one line says what to do), 130 interrupted (what was finished is kept).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -69,24 +70,27 @@ class _Training:
 
     epochs: int | None = None
     batch_size: int | None = None
+    """Pairs a batch of one process; the candidates of a query are the documents of all processes."""
+    mini_batch_size: int | None = None
+    """So many texts a forward, with the gradient of the whole batch: memory for large batches, at one more forward."""
     max_length: int | None = None
     """Tokens a text is cut to."""
     learning_rate: float | None = None
     """Of full fine-tuning."""
     lora_learning_rate: float | None = None
     positives_per_query: int | None = None
+    hard_negatives: int | None = None
+    """So many hard negatives a pair; a query with fewer gets documents that are drawn."""
+    negatives: Literal["bm25", "model", "given"] | None = None
+    """Where hard negatives come from: BM25 (the default), the encoder as it comes, or files that came with the data."""
     gradient_checkpointing: bool = False
+    save_steps: Annotated[int | None, tyro.conf.arg(name="save-every", metavar="STEPS")] = None
+    """Save a checkpoint after every so many steps too, not after every epoch alone."""
 
     def values(self) -> dict[str, Any]:
         """The fields of `TrainingSettings` that were given."""
-        given = {
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "max_length": self.max_length,
-            "learning_rate": self.learning_rate,
-            "positives_per_query": self.positives_per_query,
-            "gradient_checkpointing": self.gradient_checkpointing or None,
-        }
+        given = dataclasses.asdict(self) | {"gradient_checkpointing": self.gradient_checkpointing or None}
+        del given["lora_learning_rate"]
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -124,7 +128,11 @@ class BenchmarkCommand:
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Fine-tune one variant and save it as a folder that SentenceTransformer loads."""
+    """Fine-tune one variant and save it as a folder that SentenceTransformer loads.
+
+    The same command goes on with a training that was stopped, to the same weights. On several GPUs or machines:
+    torchrun --nproc-per-node GPUS -m maw train ...
+    """
 
     variant: str
     """Such as maw-lora or dense-full."""
@@ -178,6 +186,67 @@ class EvaluateCommand:
 
 
 @dataclass(frozen=True)
+class EncodeCommand:
+    """Encode a corpus into a folder of vectors, or what is missing of it.
+
+    The same command goes on where one was stopped. Under torchrun every process takes its share of the shards.
+    """
+
+    model: Annotated[str, tyro.conf.Positional]
+    """packaged, a model folder, or a hub name."""
+    corpus: Annotated[Path, tyro.conf.Positional]
+    """corpus.jsonl (objects with _id, text, perhaps title) or .tsv (id, tab, text), perhaps with .gz."""
+    output: Path
+    """The folder for the vectors."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """How vectors are stored."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """How the model is computed; the shorter types are faster on a GPU and rank a little differently."""
+    max_length: int | None = None
+    """Tokens a text is cut to; default: the model's own limit."""
+    shard_size: int = 65_536
+    """Documents of a shard: what is lost when the command is stopped."""
+    batch_size: int | None = None
+    """Texts the model takes at a time, at most."""
+    batch_tokens: int | None = None
+    """Tokens the model takes at a time, at most."""
+    workers: int | None = None
+    """Processes that tokenise; default: none on a CPU, as many as cores less two beside a GPU."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    engine: Literal["local", "ray"] = "local"
+    """local, or ray: on the cluster that RAY_ADDRESS names."""
+    parquet: Path | None = None
+    """Also write the vectors as Parquet files into this folder."""
+
+
+@dataclass(frozen=True)
+class SearchCommand:
+    """Search a folder of vectors for one query, or for a file of queries."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """The model that made the vectors."""
+    vectors: Annotated[Path, tyro.conf.Positional]
+    """A folder that `maw encode` wrote."""
+    query: Annotated[str | None, tyro.conf.Positional] = None
+    """What to search for."""
+    queries: Path | None = None
+    """Instead of one query: queries.jsonl (objects with _id, text) or .tsv (id, tab, text)."""
+    run: Path | None = None
+    """Where the results of --queries go, as a TREC run file."""
+    k: int | None = None
+    """Documents a query; default: 10 for one query, 1,000 for a file."""
+    corpus: Path | None = None
+    """Show the texts found for one query, from the corpus that was encoded."""
+    drop_own: bool = False
+    """Leave out a document with the query's own id, as ArguAna asks."""
+    skip_checksums: bool = False
+    """Compare only the sizes of the vectors' files, not their contents, before searching."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+@dataclass(frozen=True)
 class ReportCommand:
     """Write report.html anew from a benchmark's folder."""
 
@@ -189,6 +258,8 @@ Command = (
     Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
     | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
+    | Annotated[EncodeCommand, tyro.conf.subcommand("encode")]
+    | Annotated[SearchCommand, tyro.conf.subcommand("search")]
     | Annotated[ReportCommand, tyro.conf.subcommand("report")]
 )
 

@@ -14,8 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from maw.cli import BenchmarkCommand, EvaluateCommand, ReportCommand, TrainCommand
+from maw.cli import (
+    BenchmarkCommand,
+    EncodeCommand,
+    EvaluateCommand,
+    ReportCommand,
+    SearchCommand,
+    TrainCommand,
+)
 from maw.errors import MAWError
+from maw.progress import duration
 
 if TYPE_CHECKING:
     from maw.benchmark.plan import Benchmark
@@ -33,6 +41,10 @@ def execute(command: Any, words: Sequence[str]) -> int:
 def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
     console = _console()
     quiet_libraries()
+    from maw.retrieval.processes import processes
+
+    if processes() > 1:
+        raise MAWError(f"maw benchmark works in one process, got {processes()}: start it without torchrun")
     from maw.benchmark.plan import estimate_seconds
     from maw.benchmark.results import results_table
     from maw.benchmark.runner import Runner
@@ -51,7 +63,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
         )
     names = ", ".join(run.name for run in pending) or "nothing: every run is finished"
     console.print(f"to do on {runner.device}: {names}", highlight=False)
-    console.print(f"estimated time: {_duration(seconds)}; results go to {benchmark.output}", highlight=False)
+    console.print(f"estimated time: {duration(seconds)}; results go to {benchmark.output}", highlight=False)
     if command.dry_run:
         return 0
     done = len(runner.runs) - len(pending)
@@ -59,7 +71,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
     def announce(run: Any) -> None:
         nonlocal done
         done += 1
-        passed = _duration(time.monotonic() - start)
+        passed = duration(time.monotonic() - start)
         console.print(
             f"[{done}/{len(runner.runs)}] {run.name}: {run.variant.text} (after {passed})",
             highlight=False,
@@ -70,7 +82,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
     console.print(results_table(results["rows"], ["nDCG@10", "MRR@10", "R@100"]))
     console.print(results["verdict"], highlight=False, markup=False)
     console.print(f"everything is in {benchmark.output}; look at {benchmark.output / 'report.html'}", highlight=False)
-    console.print(f"took {_duration(time.monotonic() - start)}", highlight=False)
+    console.print(f"took {duration(time.monotonic() - start)}", highlight=False)
     return 0
 
 
@@ -99,31 +111,36 @@ def _benchmark(command: BenchmarkCommand) -> Benchmark:
 
 @execute.register
 def _(command: TrainCommand, words: Sequence[str]) -> int:
-    console = _console()
     quiet_libraries()
     from maw.benchmark.plan import LORA_LEARNING_RATE
     from maw.benchmark.tuning import save_model, tune
     from maw.benchmark.variants import VARIANTS
     from maw.collapse import Finding
     from maw.retrieval.datasets import load_dataset, render_report
-    from maw.retrieval.models import choose_device, load_encoder
+    from maw.retrieval.models import choose_own_device, load_encoder
+    from maw.retrieval.processes import first_process_first, leave, process_index
     from maw.retrieval.training import TrainingSettings
 
-    if command.variant not in VARIANTS:
-        raise MAWError(f"variant must be among {', '.join(VARIANTS)}, got {command.variant!r}")
-    if command.output.exists() and (not command.output.is_dir() or any(command.output.iterdir())):
-        raise MAWError(f"{command.output} exists already: give another --output, nothing is overwritten")
-    variant = VARIANTS[command.variant]
-    given: dict[str, Any] = {**command.training.values(), "seed": command.seed}
-    if variant.tuning == "lora":
-        given["learning_rate"] = command.training.lora_learning_rate or LORA_LEARNING_RATE
-    settings = TrainingSettings(**given)
-    dataset = load_dataset(_dataset_name(command) or "pydocs")
-    console.print(render_report(dataset), highlight=False, markup=False)
-    model = load_encoder(command.model, device=choose_device(command.device), max_length=settings.max_length)
+    first = process_index() == 0
+    console = _console(quiet=not first)
+    device = choose_own_device(command.device)
+    with first_process_first(device):  # what is wrong is said once, and what is prepared is prepared once
+        if command.variant not in VARIANTS:
+            raise MAWError(f"variant must be among {', '.join(VARIANTS)}, got {command.variant!r}")
+        if command.output.exists() and (not command.output.is_dir() or any(command.output.iterdir())):
+            raise MAWError(f"{command.output} exists already: give another --output, nothing is overwritten")
+        variant = VARIANTS[command.variant]
+        given: dict[str, Any] = {**command.training.values(), "seed": command.seed}
+        if variant.tuning == "lora":
+            given["learning_rate"] = command.training.lora_learning_rate or LORA_LEARNING_RATE
+        settings = TrainingSettings(**given)
+        dataset = load_dataset(_dataset_name(command) or "pydocs")
+        console.print(render_report(dataset), highlight=False, markup=False)
+        model = load_encoder(command.model, device=device, max_length=settings.max_length)
     work = command.output.with_name(f"{command.output.name}.training")
     tuned = tune(model, variant, command.maw.values(), dataset, settings, work, show_progress=console.is_terminal)
-    save_model(tuned, command.output, base=command.model, dataset=dataset, metrics={})
+    if first:
+        save_model(tuned, command.output, base=command.model, dataset=dataset, metrics={})
     findings = tuned.outcome["findings"]
     for name, value in tuned.outcome.items():
         if name not in ("selector", "findings"):
@@ -131,6 +148,7 @@ def _(command: TrainCommand, words: Sequence[str]) -> int:
     for finding in findings:
         console.print(f"{finding['level']}: {Finding(**finding)}", highlight=False, markup=False)
     console.print(f"model: {command.output}; checkpoints and logs: {work}", highlight=False)
+    leave()
     return 0
 
 
@@ -185,6 +203,22 @@ def _dataset_name(command: BenchmarkCommand | TrainCommand | EvaluateCommand) ->
 
 
 @execute.register
+def _(command: EncodeCommand, words: Sequence[str]) -> int:
+    quiet_libraries()
+    from maw.vector_commands import encode
+
+    return encode(command, _console())
+
+
+@execute.register
+def _(command: SearchCommand, words: Sequence[str]) -> int:
+    quiet_libraries()
+    from maw.vector_commands import search
+
+    return search(command, _console())
+
+
+@execute.register
 def _(command: ReportCommand, words: Sequence[str]) -> int:
     from maw.benchmark.report import write_report
 
@@ -192,10 +226,10 @@ def _(command: ReportCommand, words: Sequence[str]) -> int:
     return 0
 
 
-def _console() -> Console:
-    """The terminal as it is; a file or a pipe gets lines long enough for the table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
+def _console(*, quiet: bool = False) -> Console:
+    """The terminal as it is; a file or a pipe gets lines long enough for the table, one that is quiet nothing."""
+    console = Console(quiet=quiet)
+    return console if console.is_terminal else Console(width=140, quiet=quiet)
 
 
 def quiet_libraries() -> None:
@@ -208,14 +242,3 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning)
-
-
-def _duration(seconds: float) -> str:
-    """Whole seconds below two minutes, else minutes, else hours.
-
-    >>> _duration(75), _duration(600), _duration(9000)
-    ('75 s', '10 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

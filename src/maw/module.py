@@ -20,7 +20,7 @@ from maw.operations import Operations, choose_operations
 from maw.records import KEPT, Record, Rollout, statistics
 from maw.rewards import entropy_reward
 from maw.selector import Selector, depth_weights
-from maw.shapes import check_layer_arguments, repeat_heads
+from maw.shapes import check_finite, check_layer_arguments, repeat_heads
 from maw.views import Views
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ class DepthAttention(nn.Module):
         # kept only where something replays them: None until `replay_loss` is first called
         self.rollouts: list[tuple[int, Rollout]] | None = None
         self.handle = compiled.handle_of(self)
-        self.check_finite()
-        self.register_load_state_dict_post_hook(_check_loaded)
+        check_finite(self)
+        self.register_load_state_dict_post_hook(check_finite)
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy
         super().__setstate__(state)
@@ -99,19 +99,6 @@ class DepthAttention(nn.Module):
         heads, depth, channels = self.query_views.shape
         config = self.config
         return f"heads={heads}, depth={depth}, channels={channels}, selection={config.selection}, tau={config.tau}"
-
-    def check_finite(self) -> None:
-        """Raise if anything in this layer is NaN or infinite: asked where it is made and loaded, never in a forward.
-
-        Raises:
-            MAWError: names the first such tensor.
-        """
-        for name, tensor in self.state_dict().items():
-            if not (tensor.is_meta or bool(torch.isfinite(tensor).all())):
-                raise MAWError(
-                    f"{name} of a MAW layer holds NaN or infinity: the weights are damaged, or the training that made "
-                    "them diverged; use an earlier checkpoint"
-                )
 
     def forward(
         self,
@@ -153,7 +140,7 @@ class DepthAttention(nn.Module):
 
     def _composed(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
         """The transformed query, operation by operation."""
-        operations, choice = choose_operations(self.config.kernels, query), None
+        operations, choice = choose_operations(self.config.kernels, query, self.config.depth), None
         if self.config.selection == "uniform":
             weight = self.query_views.new_full((query.shape[0], self.config.depth), 1.0 / self.config.depth)
         else:
@@ -259,7 +246,7 @@ class DepthAttention(nn.Module):
     def _is_one_step(self, query: Tensor) -> bool:
         """Whether `maw.kernels.layer` serves this forward."""
         config = self.config
-        if config.selection not in ("gumbel", "softmax") or not use_triton(config.kernels, query):
+        if config.selection not in ("gumbel", "softmax") or not use_triton(config.kernels, query, config.depth):
             return False
         return config.estimator == "sampled" if self.training else not torch.is_grad_enabled()
 
@@ -299,7 +286,3 @@ class DepthAttention(nn.Module):
         collected = statistics([kept.record() for kept in self.records])
         self.records.clear()
         return collected
-
-
-def _check_loaded(layer: DepthAttention, incompatible_keys: object) -> None:
-    layer.check_finite()

@@ -88,7 +88,7 @@ def slice_entropy(
 TORCH = Operations(token_mean, transform_query, slice_entropy)
 
 
-def choose_operations(kernels: Kernels, query: Tensor) -> Operations:
+def choose_operations(kernels: Kernels, query: Tensor, depth: int = 1) -> Operations:
     """The Triton operations where `maw.kernels.use_triton` says so, else PyTorch's.
 
     Raises:
@@ -97,7 +97,7 @@ def choose_operations(kernels: Kernels, query: Tensor) -> Operations:
     >>> choose_operations("auto", torch.zeros(2, 3, 5, 4)) is TORCH
     True
     """
-    if not use_triton(kernels, query):
+    if not use_triton(kernels, query, depth):
         return TORCH
     from maw.kernels import entropy, transform
     from maw.kernels import token_mean as state

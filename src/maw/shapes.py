@@ -8,11 +8,19 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from maw.errors import MAWError
 
-__all__ = ["check_arguments", "check_layer_arguments", "check_mask", "check_real_keys", "repeat_heads", "require_all"]
+__all__ = [
+    "check_arguments",
+    "check_finite",
+    "check_layer_arguments",
+    "check_mask",
+    "check_real_keys",
+    "repeat_heads",
+    "require_all",
+]
 
 
 def check_arguments(
@@ -86,6 +94,20 @@ def check_layer_arguments(
         check_mask(mask, batch, queries)
         if mask.device.type != "cuda" and not torch.compiler.is_compiling():
             check_real_keys(mask)
+
+
+def check_finite(layer: nn.Module, *_: object) -> None:
+    """Raise if anything in a layer is NaN or infinite: asked where it is made and loaded, never in a forward.
+
+    Raises:
+        MAWError: names the first such tensor.
+    """
+    for name, tensor in layer.state_dict().items():
+        if not (tensor.is_meta or bool(torch.isfinite(tensor).all())):
+            raise MAWError(
+                f"{name} of a MAW layer holds NaN or infinity: the weights are damaged, or the training that made them "
+                "diverged; use an earlier checkpoint"
+            )
 
 
 def check_mask(mask: Tensor, batch: int, keys: int) -> None:

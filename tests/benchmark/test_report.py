@@ -49,7 +49,7 @@ def log_lines(variant: str, seed: int, steps: int) -> list[dict[str, Any]]:
                 "reward": -0.6 + 0.1 * done + rng.gauss(0, 0.01),
                 "policy_entropy": 1 - 0.3 * done**2,
                 "zero_spread": 0.1 * done,
-                "depth_usage": [weight / math.fsum(weights) for weight in weights],
+                "depth_usage": [[weight / math.fsum(weights) for weight in weights]],
             }
         lines.append(entry)
         if step % max(1, steps // 3) == 0:
@@ -455,29 +455,34 @@ def test_missing_logs_leave_out_their_plots_only(tmp_path: Path) -> None:
 def test_logs_with_holes(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "out", variants=("untuned", "dense-full", "maw-full"), seeds=2, steps=6)
     lines = [
-        {"step": 1, "loss": 1.0, "depth_usage": [0.5, 0.5]},
+        {"step": 1, "loss": 1.0, "depth_usage": [[0.5, 0.5], [0.1, 0.9]]},
         {"step": 2, "loss": float("nan"), "reward": "much"},
-        {"step": 7, "depth_usage": [0.0, 1.0]},
-        {"step": 8, "depth_usage": [0.9, None]},
+        {"step": 7, "depth_usage": [[0.0, 1.0], [0.9, 0.1]]},
+        {"step": 8, "depth_usage": [[0.9, None], [0.5, 0.5]]},
         {"loss": 1.0},
         [1, 2],
     ]
     log = folder / "logs" / "maw-full-seed1.jsonl"
     log.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
-    other = json.dumps({"step": 9, "depth_usage": [0.2, 0.3, 0.5]})  # another D than the other seed's
+    other = json.dumps({"step": 9, "depth_usage": [[0.2, 0.3, 0.5]]})  # another D than the other seed's
     (folder / "logs" / "maw-full-seed0.jsonl").write_text(other, encoding="utf-8")
     (folder / "logs" / "maw-full-seed2.jsonl").write_text("", encoding="utf-8")
     found = page(folder)
     assert found.plots() == {"metric-0", "differences-0", "curve-loss", "curve-dev", "depth-usage"}
     assert "maw-full-seed1.jsonl: 2 lines could not be read and are left out." in found.words()
+    logs, _ = report._read_logs(folder / "logs")
+    usage = {(log.variant, log.seed): log.usage for log in logs}
+    assert usage["maw-full", 1] == [[0.0, 1.0], [0.9, 0.1]], "the last whole one, one row a layer"
+    assert usage["maw-full", 2] is None
 
 
 def test_a_step_that_was_repeated_after_a_stop_counts_once(tmp_path: Path) -> None:
     (tmp_path / "maw-full-seed12.jsonl").write_text(
-        '{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 2, "loss": 1, "depth_usage": [1]}\n', encoding="utf-8"
+        '{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 2, "loss": 1, "depth_usage": [[1]]}\n',
+        encoding="utf-8",
     )
     (log,), notes = report._read_logs(tmp_path)
-    assert (log.variant, log.seed, log.curves["loss"], log.usage, notes) == ("maw-full", 12, {1: 3, 2: 1}, [1], [])
+    assert (log.variant, log.seed, log.curves["loss"], log.usage, notes) == ("maw-full", 12, {1: 3, 2: 1}, [[1]], [])
 
 
 def test_the_same_folder_gives_the_same_bytes_whatever_the_users_settings(tmp_path: Path) -> None:

@@ -43,6 +43,17 @@ def test_the_output_folder_is_whole(finished):
         assert row["split"] == "test"
         assert row["peak_bytes"] > 0
         assert row["seconds"] > 0
+        assert row["device"] == "cpu"
+        assert results["environments"][row["environment"]]["torch"]
+        tuned = {
+            "training": [row["seed"]],
+            "order": row["seed"],
+            "positives": row["seed"],
+            "dev_documents": row["seed"],
+        }
+        tuned |= {"lora": row["seed"]} if row["variant"].endswith("lora") else {}
+        tuned |= {"maw": row["seed"]} if row["variant"].startswith(("maw", "literal")) else {}
+        assert row["seeds"] == ({} if row["variant"] in ("bm25", "untuned") else tuned)
     by_name = {row["variant"]: row for row in results["rows"]}
     assert by_name["maw-full"]["total_parameters"] > by_name["dense-full"]["total_parameters"]
     assert by_name["bm25"]["metrics"]["nDCG@10"] == 1
@@ -59,6 +70,8 @@ def test_the_output_folder_is_whole(finished):
     assert "maw-full" in results["verdict"]
     assert results["data"]
     assert results["environment"]["torch"]
+    assert results["environment"] == results["environments"][0]
+    assert results["mixture"] is None
     names = {file.name for file in (finished / "runs").iterdir()}
     assert {"bm25-test.trec", "maw-full-seed1-test.trec"} <= names
     assert len((finished / "runs" / "maw-full-seed0-test.trec").read_text().splitlines()) == 6 * 20
@@ -129,6 +142,26 @@ def test_a_folder_of_another_benchmark_is_refused(finished, tiny_model, toy_data
     assert main(arguments(tiny_model, toy_data, finished, "--learning-rate", "1e-3")) == 2
     assert "holds a benchmark with other training" in capsys.readouterr().err
     assert (finished / "results.json").is_file()
+
+
+def test_runs_of_another_environment_are_marked_and_another_kind_of_device_is_refused(tmp_path, tiny_model, toy_data):
+    benchmark = Benchmark(
+        dataset=f"beir:{toy_data}", model=str(tiny_model), variants=("bm25",), preset="full", output=tmp_path / "b"
+    )
+    assert Runner(benchmark).go()["mixture"] is None
+    state = tmp_path / "b" / "state" / "bm25.json"
+    changed = json.loads(state.read_text())
+    changed["environment"]["torch"] = "2.0"
+    state.write_text(json.dumps(changed))
+    results = Runner(benchmark).go()
+    assert results["mixture"].startswith("These runs were made in environments that differ in torch (2.0, ")
+    assert results["verdict"].startswith(results["mixture"])
+    assert sorted(row["environment"] for row in results["rows"]) == [0, 1]
+    assert results["mixture"] in (tmp_path / "b" / "report.html").read_text()
+    marker = tmp_path / "b" / "benchmark.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "device": "cuda"}))
+    with pytest.raises(MAWError, match="holds a benchmark with other device"):
+        Runner(benchmark)
 
 
 def test_dry_run_shows_the_plan_and_trains_nothing(tiny_model, toy_data, tmp_path, capsys):

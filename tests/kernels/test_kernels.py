@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import maw
 from maw import MAWError
 from maw.auxiliary import scale_gradient
-from maw.kernels import LARGEST_HEAD, use_triton
+from maw.kernels import LARGEST_DEPTH, LARGEST_HEAD, use_triton
 from maw.module import DepthAttention
 from maw.operations import TORCH, choose_operations
 from maw.views import frame_views
@@ -316,6 +316,8 @@ def test_the_rule():
     assert not use_triton("auto", query)  # on the CPU, whatever Triton's interpreter could do
     with pytest.raises(MAWError, match=f"more than {LARGEST_HEAD}.*kernels='auto'"):
         use_triton("triton", torch.empty(1, 1, 1, LARGEST_HEAD + 1))
+    with pytest.raises(MAWError, match=f"{LARGEST_DEPTH + 1} view vectors, more than {LARGEST_DEPTH}"):
+        use_triton("triton", query, LARGEST_DEPTH + 1)
     with pytest.raises(MAWError, match="float64"):
         use_triton("triton", query.double())
 

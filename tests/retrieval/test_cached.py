@@ -98,7 +98,9 @@ def test_the_second_pass_draws_the_first_ones_depth_noise():
 def test_samples_serve_several_updates_under_a_cache():
     model = encoder(maw.MAWConfig(depth=8, updates=2)).train()
     loss = AuxiliaryLoss(CachedMultipleNegativesRankingLoss(model, mini_batch_size=2), model).train()
-    (layer,) = maw_layers(model)
-    for _ in range(2):
+    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for number in range(2):
         loss(columns(model), None).backward()
-        assert len(layer.rollouts) == 4, "one for each mini-batch, of the last loss alone"
+        assert len(loss.fresh) == 4, "one for each mini-batch"
+        assert len(loss.due) == 4 * number, "those of the step before"
+        optimiser.step()

@@ -18,11 +18,13 @@ from torch.nn.parallel import DistributedDataParallel
 from toys import columns, encoder, note_depth_weights
 
 import maw
+from maw import grpo
 from maw.hf.attach import maw_layers
-from maw.retrieval.training import AuxiliaryLoss
+from maw.retrieval.losses import AuxiliaryLoss, contrastive_loss
 
 PROCESSES = 2
 EXACT = {"depth": 8, "auxiliary_weight": 10.0, "estimator": "exact", "selection": "softmax"}
+REPLAYED = {"depth": 8, "auxiliary_weight": 0.1, "selection": "softmax", "group_size": 4, "updates": 2}
 
 
 class PairLoss(torch.nn.Module):
@@ -51,6 +53,15 @@ class CachedPairLoss(PairLoss, CachedLossMixin):
         return self.forward_cached(features, labels)
 
 
+def contrastive(model):
+    """Every text of all processes is a candidate."""
+    return contrastive_loss(model, scale=20.0, gather=dist.is_initialized())
+
+
+def cached_contrastive(model):
+    return contrastive_loss(model, scale=20.0, mini_batch_size=1, gather=dist.is_initialized())
+
+
 # What is trained, by which loss, and how often before the gradients are looked at.
 CASES = {
     "exact": (EXACT, {}),
@@ -64,16 +75,22 @@ CASES = {
     "checkpointed": (EXACT, {"checkpointing": True}),
     "cached": (EXACT, {"loss": CachedPairLoss}),
     "cached and checkpointed": (EXACT, {"loss": CachedPairLoss, "checkpointing": True}),
-    # as Sentence Transformers' trainer sets it
-    "unused looked for": (EXACT, {"find_unused": True}),
+    # unused parameters looked for, as Sentence Transformers' trainer sets it
     "unused looked for, lora": (EXACT, {"lora": True, "find_unused": True}),
-    "unused looked for, cached": (EXACT, {"loss": CachedPairLoss, "find_unused": True}),
+    "gathered, no MAW": (None, {"loss": contrastive, "find_unused": True}),
+    "gathered": (EXACT, {"loss": contrastive, "find_unused": True}),
+    "gathered, lora, checkpointed": (EXACT, {"loss": contrastive, "lora": True, "checkpointing": True}),
+    "gathered, cached, no MAW": (None, {"loss": cached_contrastive, "find_unused": True}),
+    "gathered, cached": (EXACT, {"loss": cached_contrastive, "find_unused": True}),
+    "gathered, cached, checkpointed": (EXACT, {"loss": cached_contrastive, "checkpointing": True}),
+    "replayed": (REPLAYED, {"steps": 2, "find_unused": True}),
+    "replayed, cached": (REPLAYED, {"steps": 2, "loss": cached_contrastive, "find_unused": True}),
 }
 
 
 def build(settings, *, lora=False, checkpointing=False):
-    model = encoder(maw.MAWConfig(**settings))
-    model[0].model.backbone.pooler.requires_grad_(False)  # of no use to mean pooling
+    model = encoder(None if settings is None else maw.MAWConfig(**settings))
+    getattr(model[0].model, "backbone", model[0].model).pooler.requires_grad_(False)  # of no use to mean pooling
     if lora:
         model.add_adapter(maw.lora_config(model))
     generator = torch.Generator().manual_seed(7)
@@ -91,19 +108,27 @@ def build(settings, *, lora=False, checkpointing=False):
     return model
 
 
-def gradients(settings, *, loss=PairLoss, losses=1, rank=None, find_unused=False, **options):
-    """Of every trainable parameter after one step; `rank` takes its share of the texts, None takes all."""
+def gradients(settings, *, loss=PairLoss, losses=1, steps=1, rank=None, find_unused=False, **options):
+    """Of every trainable parameter at the last step; `rank` takes its share of the texts, None takes all."""
     model = build(settings, **options)
     batch = columns(model)
     seen = model
     if rank is not None:
         batch = [{name: value.chunk(PROCESSES)[rank] for name, value in column.items()} for column in batch]
         seen = DistributedDataParallel(model, find_unused_parameters=find_unused)
-    auxiliary = AuxiliaryLoss(loss(seen), seen).train()
-    for index in range(losses):
-        if rank is not None:
-            seen.require_backward_grad_sync = index == losses - 1
-        (auxiliary(batch, None) / losses).backward()
+    task = loss(model)
+    for part in (task, getattr(task, "loss", task)):  # as the trainer does once it has wrapped the model
+        part.model = seen
+    auxiliary = AuxiliaryLoss(task, seen).train()
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for step in range(steps):
+        if step > 0:
+            optimiser.step()
+            optimiser.zero_grad()
+        for index in range(losses):
+            if rank is not None:
+                seen.require_backward_grad_sync = index == losses - 1
+            (auxiliary(batch, None) / losses).backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     assert [name for name, gradient in found.items() if gradient is None] == []
     return found
@@ -128,13 +153,20 @@ def steps_with_noise(rank):
     return start, [weight for _, weight in drawn], model.state_dict()
 
 
+def likeliest(logits, group_size):
+    """Instead of a sampled group, so that it does not depend on how texts are split."""
+    return logits.topk(group_size, dim=-1).indices
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=PROCESSES)
-    found = {}
+    found, sample_group = {}, grpo.sample_group
+    grpo.sample_group = likeliest
     for name, (settings, options) in CASES.items():
         found[name] = gradients(settings, rank=rank, **options)
+    grpo.sample_group = sample_group
     torch.save((found, steps_with_noise(rank)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -148,8 +180,9 @@ def processes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_are_those_of_one_process_on_all_texts(processes, name):
+def test_gradients_are_those_of_one_process_on_all_texts(processes, name, monkeypatch):
     settings, options = CASES[name]
+    monkeypatch.setattr(grpo, "sample_group", likeliest)
     expected = gradients(settings, **options)
     for found, _ in processes:
         actual = found[name]

@@ -14,9 +14,8 @@ from toys import encoder
 
 from maw.errors import MAWError
 from maw.retrieval import candidates as candidates_module
-from maw.retrieval import columns, negatives
+from maw.retrieval import negatives
 from maw.retrieval.bm25 import bm25_run
-from maw.retrieval.columns import training_columns
 from maw.retrieval.datasets import RetrievalDataset, load_dataset, normalise, relevant
 from maw.retrieval.encoding import dense_runs, encode
 from maw.retrieval.negatives import Negatives, NegativeSettings, mine
@@ -319,22 +318,7 @@ def test_interrupted_mining_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     )
 
 
-# Columns
-
-
-def test_rows_for_training() -> None:
-    data = toy()
-    found = mine(data, NegativeSettings(per_query=3))
-    table = list(training_columns(data, found, 2))
-    assert [list(row) for row in table] == [["anchor", "positive", "negative_1", "negative_2"]] * 9
-    first = table[0]
-    assert first["anchor"] == "what is a river"
-    assert first["positive"] == data.documents["river-right"]
-    assert [first["negative_1"], first["negative_2"]] == [data.documents[name] for name in found["q-river"][:2]]
-    short = dict(found) | {"q-river": found["q-river"][:1]}
-    assert len(list(training_columns(data, short, 2))) == 8
-    with pytest.raises(MAWError, match="number must be at least 1, got 0"):
-        next(training_columns(data, found, 0))
+# Settings
 
 
 @pytest.mark.parametrize(
@@ -379,7 +363,7 @@ def test_real_negatives_are_not_relevant_and_no_copies(tmp_path: Path) -> None:
 
 
 def test_the_examples_run() -> None:
-    for tested in (negatives, columns):
+    for tested in (negatives,):
         result = doctest.testmod(tested)
         assert result.attempted
         assert not result.failed

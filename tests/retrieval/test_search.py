@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 import maw.retrieval.search as module
 from maw.errors import MAWError
+from maw.retrieval import best
 from maw.retrieval.search import search
 
 
@@ -64,6 +66,85 @@ def test_torch_topk_alone_would_break_the_rule() -> None:
     assert not torch.equal(score.topk(100).indices.sort().values, stable.sort().values)
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    documents=st.integers(1, 67),
+    levels=st.integers(0, 2),
+    k=st.integers(1, 80),
+    document_chunk=st.integers(1, 70),
+    room=st.integers(1, 40),
+)
+def test_equal_scores_follow_a_given_order(
+    seed: int, documents: int, levels: int, k: int, document_chunk: int, room: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    query = rng.integers(-levels, levels + 1, (5, 3)).astype(np.float32)
+    document = rng.integers(-levels, levels + 1, (documents, 3)).astype(np.float32)
+    order = rng.permutation(documents).astype(np.int32) + (2**31 - 100 if seed % 2 else 0)
+    with little_room(room):
+        score, index = search(query, document, k, document_chunk=document_chunk, query_chunk=2, order=order)
+    exact = query @ document.T
+    expected = np.lexsort((np.broadcast_to(order, exact.shape), -exact), axis=1)[:, :k]
+    np.testing.assert_array_equal(index.numpy(), expected)
+    np.testing.assert_array_equal(score.numpy(), np.take_along_axis(exact, expected, axis=1))
+
+
+@contextmanager
+def little_room(room: int):
+    """Candidates beside the best k are soon too many, whatever k is."""
+    before = best.Best.__init__
+
+    def start(self, queries, k, device, *, by_position):
+        before(self, queries, k, device, by_position=by_position)
+        self.room = room
+        self.key = self.key[:, : k + room].clone()
+        self.position = self.position[:, : k + room].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(best.Best, "__init__", start)
+        yield
+
+
+@pytest.mark.parametrize("slope", [-1, 0, 1])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_documents_that_get_better_and_better(slope: int, ordered: bool) -> None:
+    """Every chunk has more candidates than there is room for, for all queries, some, or none."""
+    rng = np.random.default_rng(3)
+    document = np.stack([slope * np.arange(4000) // 3, rng.integers(0, 50, 4000)], axis=1).astype(np.float32)
+    query = np.array([[1, 0], [0, 1], [-1, 0], [1, 1], [0, 0]], dtype=np.float32)
+    order = rng.permutation(4000) if ordered else None
+    score, index = search(query, document, 300, document_chunk=701, order=order)
+    exact = query @ document.T
+    ties = np.broadcast_to(np.arange(4000) if order is None else order, exact.shape)
+    expected = np.lexsort((ties, -exact), axis=1)[:, :300]
+    np.testing.assert_array_equal(index.numpy(), expected)
+    np.testing.assert_array_equal(score.numpy(), np.take_along_axis(exact, expected, axis=1))
+
+
+def test_few_candidates_are_looked_at() -> None:
+    """Documents in random order: the room is filled about once for every doubling, so choosing stays cheap."""
+    rng = np.random.default_rng(4)
+    query, document = rng.standard_normal((8, 16)), rng.standard_normal((60_000, 16))
+    times = dict.fromkeys(("_choose", "_add_all"), 0)
+
+    def counting(name):
+        kept = getattr(best.Best, name)
+
+        def counted(self, *arguments):
+            times[name] += 1
+            return kept(self, *arguments)
+
+        return counted
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in times:
+            patch.setattr(best.Best, name, counting(name))
+        search(query, document, 300, document_chunk=1000)
+    assert times["_choose"] <= 12
+    assert 1 <= times["_add_all"] <= 5, "the first chunks, not all 60"
+
+
 def test_random_vectors_agree_with_float64() -> None:
     rng = np.random.default_rng(1)
     query, document = rng.standard_normal((17, 31)), rng.standard_normal((1_009, 31))
@@ -72,6 +153,22 @@ def test_random_vectors_agree_with_float64() -> None:
     expected = -np.sort(-exact, axis=1)[:, :50]
     np.testing.assert_allclose(score.numpy(), expected, atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(exact, index.numpy(), axis=1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("queries", "k"), [(1, 10), (40, 1000)])
+def test_faiss_finds_the_same(queries: int, k: int) -> None:
+    faiss = pytest.importorskip("faiss", reason="faiss-cpu is not installed: its flat index is the oracle")
+    rng = np.random.default_rng(6)
+    query, document = (rng.standard_normal((n, 64)).astype(np.float16).astype(np.float32) for n in (queries, 20_000))
+    index = faiss.IndexFlatIP(64)
+    index.add(document)
+    expected_score, expected = index.search(query, k)
+    score, position = search(query, document.astype(np.float16), k, document_chunk=3_000)
+    np.testing.assert_allclose(score.numpy(), expected_score, rtol=2e-6)
+    other = position.numpy() != expected  # where two scores are equal up to rounding
+    assert other.mean() < 0.01
+    exact = np.einsum("qw,qkw->qk", query.astype(np.float64), document[expected].astype(np.float64))
+    np.testing.assert_allclose(score.numpy()[other], exact[other], rtol=2e-6)
 
 
 def test_documents_in_a_tie_across_every_border() -> None:
@@ -170,6 +267,13 @@ GOOD = torch.ones(3, 4)
         (GOOD, torch.cat([GOOD, GOOD[:1] * float("inf")]), {"k": 1}, "document vectors must be finite.*row 3"),
         (GOOD, np.array([[1.0, 1.0, 1.0, 1e300]]), {"k": 1}, "document vectors must be finite in float32"),
         (GOOD * 1e30, GOOD * 1e30, {"k": 1}, "scores must be finite"),
+        (GOOD, GOOD, {"k": 1, "order": np.arange(4)}, "order must have a whole number for each of the 3"),
+        (
+            GOOD,
+            GOOD,
+            {"k": 1, "order": np.ones(3)},
+            "order must have a whole number for each of the 3 documents, got f",
+        ),
     ],
 )
 def test_bad_input_is_refused(query, document, settings: dict[str, int], message: str) -> None:
@@ -182,6 +286,63 @@ def test_a_bad_row_in_a_later_chunk_is_named_by_its_position() -> None:
     document[7, 1] = float("nan")
     with pytest.raises(MAWError, match="row 7 "):
         search(torch.ones(1, 2), document, 1, document_chunk=3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("sign", [-1.0, 1.0, 0.0])
+def test_a_bad_document_is_noticed_though_it_could_not_be_among_the_best(value: float, sign: float) -> None:
+    document = torch.ones(2_000, 2)
+    document[1_500, 1] = value
+    query = torch.tensor([[1.0, sign]])
+    with pytest.raises(MAWError, match=r"document vectors must be finite.*row 1500 "):
+        search(query, document, 3, document_chunk=500)
+
+
+@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf")])
+@pytest.mark.parametrize("row", [0, 1])
+def test_a_score_that_is_not_a_number_is_noticed_in_any_row(value: float, row: int) -> None:
+    found = best.Best(2, 3, torch.device("cpu"), by_position=True)
+    for begin in range(0, 2_000, 500):
+        assert found.add(torch.rand(2, 500), begin, torch.arange(begin, begin + 500))
+    score = torch.rand(2, 500)
+    score[row, 17] = value
+    assert not found.add(score, 2_000, torch.arange(2_000, 2_500))
+
+
+def test_both_zeros_are_one_score() -> None:
+    """A matrix product on this machine may never give -0.0; another's may."""
+    found = best.Best(1, 3, torch.device("cpu"), by_position=True)
+    assert found.add(torch.tensor([[-1.0, 0.0, -0.0, 0.0, -0.0]]), 0, torch.arange(5))
+    score, position = found.result()
+    assert position.tolist() == [[1, 2, 3]]
+    assert score.tolist() == [[0.0] * 3]
+
+
+def test_a_product_that_overflows_is_noticed_in_a_later_chunk() -> None:
+    document = torch.ones(2_000, 2)
+    document[1_500] = torch.tensor([3e38, -3e38])
+    with pytest.raises(MAWError, match="scores must be finite"):
+        search(torch.tensor([[0.1, 0.1], [10.0, 10.0]]), document, 3, document_chunk=500)
+
+
+def test_queries_that_score_nothing_finite_are_noticed() -> None:
+    with pytest.raises(MAWError, match="scores must be finite"):
+        search(torch.tensor([[1.0], [2e38]]), -torch.full((4, 1), 2.0), 4, document_chunk=1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: vectors from the disk go there")
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_memory_map_is_searched_on_a_gpu(tmp_path, dtype) -> None:
+    rng = np.random.default_rng(5)
+    np.save(tmp_path / "vectors.npy", rng.integers(-3, 4, (30_011, 24)).astype(dtype))
+    mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
+    query, order = rng.integers(-3, 4, (50, 24)).astype(np.float32), rng.permutation(30_011)
+    for chunk, ties in ((None, None), (1_000, None), (1_000, order)):
+        here = search(query, mapped, 200, order=ties)
+        there = search(torch.from_numpy(query).cuda(), mapped, 200, document_chunk=chunk, query_chunk=20, order=ties)
+        assert torch.equal(here[0], there[0].cpu())
+        assert torch.equal(here[1], there[1].cpu())
 
 
 @pytest.mark.gpu

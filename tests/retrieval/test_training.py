@@ -50,8 +50,9 @@ def test_the_log_holds_what_the_selectors_did(trained):
         assert -1 <= line["reward"] <= 0
         assert 0 < line["policy_entropy"] <= 1.000001
         assert 0 <= line["zero_spread"] <= 1
-        assert len(line["depth_usage"]) == 8
-        assert sum(line["depth_usage"]) == pytest.approx(1, abs=1e-4)
+        (usage,) = line["depth_usage"]
+        assert len(usage) == 8
+        assert sum(usage) == pytest.approx(1, abs=1e-4)
     assert [line["step"] for line in lines if "dev_nDCG@10" in line] == [2, 4]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -64,7 +65,7 @@ def test_the_log_holds_what_the_selectors_did(trained):
 def test_maw_has_its_own_learning_rate(trained):
     from maw.retrieval.training import _arguments
 
-    arguments = _arguments(trained[0], trained[2], SETTINGS, 8, has_dev=True, show_progress=False)
+    arguments = _arguments(trained[0], trained[2], SETTINGS, has_dev=True, show_progress=False)
     assert arguments.learning_rate_mapping == {r"\.maw\.": 1e-3}
     assert not arguments.bf16, "there is no GPU here" if not torch.cuda.is_available() else ""
 
@@ -112,19 +113,88 @@ def test_auxiliary_gradients_do_not_depend_on_loss_scaling_or_on_how_texts_are_s
             torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
 
 
-def test_samples_can_serve_several_updates():
-    model = encoder(maw.MAWConfig(depth=8, updates=2, auxiliary_weight=10.0)).train()
+@pytest.mark.parametrize("fused", [False, True])
+def test_samples_can_serve_several_updates(fused):
+    model = encoder(maw.MAWConfig(depth=8, updates=3, auxiliary_weight=10.0)).train()
     loss = AuxiliaryLoss(MultipleNegativesRankingLoss(model), model).train()
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
     layer = maw_layers(model)[0]
-    loss(columns(model), None).backward()
-    optimiser.step()
-    layer.collect()
-    assert len(layer.rollouts) == 2, "one for each column"
-    optimiser.zero_grad()
-    loss(columns(model), None).backward()
-    assert len(layer.rollouts) == 2, "the old ones are used up"
+    served = []
+    for _ in range(4):
+        optimiser.zero_grad()
+        loss(columns(model), None).backward()
+        served.append((sorted(left for _, left, _ in loss.due), len(loss.fresh)))
+        assert layer.rollouts is None, "nothing is kept outside the loss"
+        optimiser.step()
+    assert served == [([], 2), ([2, 2], 2), ([1, 1, 2, 2], 2), ([1, 1, 2, 2], 2)], "two columns a loss, used up"
     assert float(layer.collect()["clip_share"]) > 0, "the policy has moved since the samples were drawn"
+
+
+def test_accumulated_losses_replay_the_samples_of_the_step_before():
+    """Two losses a step, halved, weigh as their mean, replays included, and their samples wait for the step."""
+
+    def gradients(losses: int):
+        model = encoder(maw.MAWConfig(depth=8, updates=2, auxiliary_weight=10.0)).train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        loss = AuxiliaryLoss(MultipleNegativesRankingLoss(model), model).train()
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        loss(columns(model), None).backward()
+        optimiser.step()
+        first = [rollout for _, _, rollout in loss.fresh]
+        optimiser.zero_grad()
+        loss.loss = torch.nn.Module()
+        loss.loss.forward = lambda *_: sum(p.sum() for p in model.parameters()) * 0.0
+        for number in range(losses):
+            (loss(columns(model), None) / losses).backward()
+            assert len(loss.due) == len(first) == 2, f"due in loss {number} too"
+            assert all(kept is rollout for (_, _, kept), rollout in zip(loss.due, first, strict=True))
+        return policy_gradients(model)
+
+    once, twice = gradients(1), gradients(2)
+    assert max(float(gradient.abs().max()) for gradient in once) > 1e-4, "the replay has a gradient"
+    for one, other in zip(once, twice, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-7, rtol=1e-5)
+
+
+def test_samples_that_no_step_uses_do_not_pile_up(monkeypatch):
+    from maw.retrieval import losses
+
+    monkeypatch.setattr(losses, "LOSSES_WITHOUT_STEP", 3)
+    model = encoder(maw.MAWConfig(depth=8, updates=2)).train()
+    loss = AuxiliaryLoss(MultipleNegativesRankingLoss(model), model).train()
+    for _ in range(3):
+        loss(columns(model), None)
+    with pytest.raises(maw.MAWError, match="3 losses went by without one that reached the policy"):
+        loss(columns(model), None)
+    maw_layers(model)[0].selector.requires_grad_(False)
+    model.zero_grad()
+    loss = AuxiliaryLoss(MultipleNegativesRankingLoss(model), model).train()
+    for _ in range(4):
+        loss(columns(model), None)
+    assert loss.fresh == [], "a policy that is not trained keeps nothing"
+
+
+def test_kept_samples_come_back_from_a_file(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = encoder(maw.MAWConfig(depth=8, updates=3, layers="all")).train()
+    loss = AuxiliaryLoss(MultipleNegativesRankingLoss(model), model).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(2):
+        loss(columns(model), None).backward()
+        optimiser.step()
+    save_file(loss.samples(), tmp_path / "samples")
+    again = AuxiliaryLoss(MultipleNegativesRankingLoss(model), model).train()
+    again.restore_samples(load_file(tmp_path / "samples"))
+    assert [kept[:2] for kept in again.due] == [(0, 1), (0, 1), (1, 1), (1, 1), (0, 2), (0, 2), (1, 2), (1, 2)]
+    values = []
+    for one in (loss, again):
+        torch.manual_seed(1)
+        values.append(one(columns(model), None))
+    assert torch.equal(*values)
+    assert [kept[:2] for kept in again.due] == [kept[:2] for kept in loss.due]
 
 
 @pytest.mark.parametrize("mode", ["eval", "no_grad"])
@@ -133,17 +203,16 @@ def test_measuring_the_loss_uses_up_no_samples_and_adds_nothing(mode):
     plain = MultipleNegativesRankingLoss(model)
     loss = AuxiliaryLoss(plain, model).train()
     loss(columns(model), None).backward()
-    kept = maw_layers(model)[0].rollouts
-    assert len(kept) == 2
-    before = list(kept)
+    before = list(loss.fresh)
+    assert len(before) == 2
     with torch.set_grad_enabled(mode == "eval"):
         model.train(mode != "eval")
         torch.manual_seed(1)
         measured = loss(columns(model), None)
         torch.manual_seed(1)
         assert torch.equal(measured, plain(columns(model), None))
-    now = maw_layers(model)[0].rollouts
-    assert all(any(one is other for other in now) for one in before)
+    assert len(loss.fresh) == 2
+    assert all(now is then for now, then in zip(loss.fresh, before, strict=True))
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
@@ -178,6 +247,22 @@ def test_a_killed_training_goes_on_from_its_checkpoint(trained, tmp_path, monkey
     assert {1, 2, 3, 4} <= {line["step"] for line in log if "loss" in line}
 
 
+def test_evaluation_does_not_change_what_training_draws(tmp_path):
+    from dataclasses import replace
+
+    losses = []
+    for name in ("dev", "none"):
+        data = toy()
+        if name == "none":
+            data = replace(data, qrels={split: judged for split, judged in data.qrels.items() if split != "dev"})
+        outcome = train(encoder(maw.MAWConfig(depth=8)), data, tmp_path / name, SETTINGS)
+        assert ("dev_documents" in outcome["seeds"]) == (name == "dev")
+        log = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        losses.append([(entry["loss"], entry["reward"]) for entry in log if "loss" in entry])
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4
+
+
 def test_lora_trains_the_adapter_and_maw_only(tmp_path):
     model = encoder(maw.MAWConfig(depth=8))
     model.add_adapter(maw.lora_config(model))
@@ -206,7 +291,7 @@ def test_too_few_pairs_for_a_batch_and_bad_settings_are_errors(tmp_path):
 
 
 def test_the_dev_evaluator_keeps_every_relevant_document():
-    evaluator = DevEvaluator(toy(), SETTINGS)
+    evaluator = DevEvaluator(toy(), size=5, seed=0)
     assert "d8" in evaluator.documents
     assert len(evaluator.documents) == 5
     assert set(evaluator(encoder())) == {"dev_nDCG@10"}

@@ -183,7 +183,7 @@ def curves(
 
 
 def strips(name: str, title: str, usage: Mapping[str, Sequence[Sequence[float]]]) -> Plot:
-    """Depth usage against the uniform share 1 / D: a strip a variant, one row of cells a seed, one cell a depth."""
+    """Depth usage against the uniform share 1 / D: a strip a variant, a row a seed and layer, a cell a depth."""
     from matplotlib.colors import LinearSegmentedColormap
 
     # No colour at all where a depth is used as often as the others, so that the page shows through.
@@ -217,8 +217,8 @@ def strips(name: str, title: str, usage: Mapping[str, Sequence[Sequence[float]]]
 
     caption = (
         "How often the policy would choose each depth, at the last logged step: one cell a depth (0 to D - 1), one row "
-        "a seed. Without colour: as often as under uniform choice, 1/D; orange: more often; blue: more rarely. A strip "
-        "that is blue but for a few orange cells has collapsed onto them."
+        "a seed, or one a layer of each seed. Without colour: as often as under uniform choice, 1/D; orange: more "
+        "often; blue: more rarely. A strip that is blue but for a few orange cells has collapsed onto them."
     )
     height = 0.55 + sum(0.36 + 0.11 * count for count in seeds)
     return Plot(name, title, _svg(name, title, height, draw), caption)

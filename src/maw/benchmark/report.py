@@ -46,12 +46,12 @@ CURVES = {
 
 @dataclass
 class _Log:
-    """One training log: the curves by key, and the last depth usage."""
+    """One training log: the curves by key, and the last depth usage, one row a MAW layer."""
 
     variant: str
     seed: int | None
     curves: dict[str, dict[float, float]] = field(default_factory=dict)
-    usage: list[float] | None = None
+    usage: list[list[float]] | None = None
 
 
 def write_report(folder: Path) -> Path:
@@ -150,14 +150,19 @@ def _read_logs(folder: Path) -> tuple[list[_Log], list[str]]:
             for name, value in entry.items():
                 if (found := formats.number(value)) is not None:  # a step that was repeated after a stop counts once
                     log.curves.setdefault(name, {})[step] = found
-            usage = entry.get("depth_usage")
-            if isinstance(usage, list) and usage and all(formats.number(share) is not None for share in usage):
-                log.usage = usage
+            log.usage = _usage(entry.get("depth_usage")) or log.usage
         if unread:
             lines = "1 line could not be read and is" if unread == 1 else f"{unread} lines could not be read and are"
             notes.append(f"{path.name}: {lines} left out.")
         logs.append(log)
     return sorted(logs, key=lambda log: (log.variant, -1 if log.seed is None else log.seed)), notes
+
+
+def _usage(found: object) -> list[list[float]] | None:
+    """Depth usage as it is logged, a list of shares for each layer; None for anything else."""
+    layers = found if isinstance(found, list) else []
+    whole = [isinstance(layer, list) and layer and len(formats.values(layer)) == len(layer) for layer in layers]
+    return layers if layers and all(whole) else None
 
 
 def _render(results: dict[str, Any], logs: list[_Log], notes: list[str]) -> str:
@@ -266,7 +271,7 @@ def _plots(results: dict[str, Any], tables: list[dict[str, Any]], logs: Mapping[
         runs = {variant: found for variant, found in runs.items() if found}
         if runs:
             made.append(plots.curves(f"curve-{name}", title, runs, label or str(key).removeprefix("dev_"), caption))
-    usage = {variant: [log.usage for log in those if log.usage] for variant, those in logs.items()}
+    usage = {variant: [row for log in those for row in log.usage or ()] for variant, those in logs.items()}
     usage = {variant: found for variant, found in usage.items() if found}
     if usage:
         made.append(plots.strips("depth-usage", "Depth usage", usage))

@@ -17,14 +17,41 @@ from maw.benchmark.comparison import Comparison, compare, correct
 from maw.benchmark.variants import VARIANTS
 from maw.collapse import below_untuned
 
-__all__ = ["comparisons", "mark_below_untuned", "results_table", "verdict", "write_aside", "write_per_query"]
+__all__ = [
+    "comparisons",
+    "environments",
+    "mark_below_untuned",
+    "mixture",
+    "results_table",
+    "verdict",
+    "write_per_query",
+]
 
 
-def write_aside(path: Path, text: str) -> None:
-    """Write a file so that it is either the old one or the whole new one, whatever happens meanwhile."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+def environments(states: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The environments that runs were made in, each once, in the order they came."""
+    found: list[dict[str, Any]] = []
+    for state in states:
+        if state["environment"] not in found:
+            found.append(state["environment"])
+    return found
+
+
+def mixture(found: Sequence[dict[str, Any]]) -> str | None:
+    """In what the environments of a benchmark's runs differ, in words; None where they do not.
+
+    >>> mixture([{"torch": "2.11", "device": "cpu"}, {"torch": "2.13", "device": "cpu"}])
+    'These runs were made in environments that differ in torch (2.11, 2.13): a difference between them may be that.'
+    """
+    names = dict.fromkeys(name for one in found for name in one)
+    values = {name: list(dict.fromkeys(str(one.get(name)) for one in found)) for name in names}
+    differing = [f"{name} ({', '.join(seen)})" for name, seen in values.items() if len(seen) > 1]
+    if not differing:
+        return None
+    return (
+        f"These runs were made in environments that differ in {', '.join(differing)}: "
+        "a difference between them may be that."
+    )
 
 
 def mark_below_untuned(rows: Iterable[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
@@ -75,12 +102,12 @@ def alarms(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
     return {variant: names for variant, names in found.items() if names}
 
 
-def verdict(found: Sequence[Comparison], rows: Iterable[dict[str, Any]] = ()) -> str:
-    """The comparisons in a sentence each, then the alarms."""
+def verdict(found: Sequence[Comparison], rows: Iterable[dict[str, Any]] = (), mixed: str | None = None) -> str:
+    """The comparisons in a sentence each, after what `mixture` says and before the alarms."""
+    sentences = [] if mixed is None else [mixed]
     warned = [f"Alarm for {variant}: {', '.join(names)}." for variant, names in alarms(rows).items()]
     if not found:
-        return " ".join(["No MAW variant has been compared with its dense twin yet.", *warned])
-    sentences = []
+        return " ".join([*sentences, "No MAW variant has been compared with its dense twin yet.", *warned])
     for one in found:
         low, high = one.interval
         words = {

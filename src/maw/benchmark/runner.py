@@ -18,14 +18,16 @@ from maw.benchmark.resources import Cost, describe_environment, measure
 from maw.benchmark.results import (
     comparison_rows,
     comparisons,
+    environments,
     mark_below_untuned,
+    mixture,
     verdict,
-    write_aside,
     write_per_query,
 )
 from maw.errors import MAWError
 from maw.retrieval.assessment import dense_rankings
 from maw.retrieval.bm25 import bm25_run
+from maw.retrieval.checkpoints import remove_checkpoints, write_aside
 from maw.retrieval.evaluation import Evaluation, default_measures, evaluate
 from maw.retrieval.models import choose_device, fingerprint, load_encoder
 from maw.retrieval.runs import write_run
@@ -127,6 +129,7 @@ class Runner:
             "seconds": cost.seconds,
             "peak_bytes": cost.peak_bytes,
             **extra,
+            "environment": describe_environment(self.device),
             "metrics": {},
             "per_query": {},
         }
@@ -139,7 +142,6 @@ class Runner:
 
     def _tune(self, run: PlannedRun) -> tuple[dict[str, Ranking], Cost, dict[str, Any]]:
         from maw.benchmark.tuning import save_model, tune
-        from maw.retrieval.training import remove_checkpoints
 
         settings = training_settings(self.benchmark, run)
         work = self.folder / "training" / run.name
@@ -152,6 +154,7 @@ class Runner:
                 self.dataset,
                 settings,
                 work,
+                negatives=self.folder / "negatives",
                 log_file=self.folder / "logs" / f"{run.name}.jsonl",
                 show_progress=self.show_progress,
             )
@@ -187,8 +190,13 @@ class Runner:
         return self.folder / "state" / f"{run.name}.json"
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for this folder to be gone on with."""
-        whole = {**self.benchmark.identity(), "weights": self.fingerprint, "data": dict(self.dataset.checksums)}
+        """What must be the same for this folder to be gone on with; versions may differ, which is then said."""
+        whole = {
+            **self.benchmark.identity(),
+            "device": self.device.type,
+            "weights": self.fingerprint,
+            "data": dict(self.dataset.checksums),
+        }
         return json.loads(json.dumps(whole, default=str))
 
     def _check_folder(self) -> None:
@@ -224,9 +232,14 @@ class Runner:
 
         states, metric = self.finished_states(), self.benchmark.metric
         kept = ("variant", "seed", "trainable_parameters", "total_parameters", "seconds", "peak_bytes")
+        places = environments(states)
+        mixed = mixture(places)
         rows = [
             {
                 **{name: state[name] for name in kept},
+                "seeds": state.get("seeds", {}),
+                "device": state["environment"]["device"],
+                "environment": places.index(state["environment"]),
                 "dataset": self.dataset.name,
                 "split": split,
                 "metrics": metrics,
@@ -258,8 +271,10 @@ class Runner:
             },
             "rows": rows,
             "comparisons": comparison_rows(found),
-            "verdict": verdict(found, rows),
-            "environment": describe_environment(self.device),
+            "verdict": verdict(found, rows, mixed),
+            "mixture": mixed,
+            "environment": places[-1] if places else describe_environment(self.device),
+            "environments": places,
             "data": dict(self.dataset.checksums),
             "seconds": sum(state["seconds"] for state in states),
         }

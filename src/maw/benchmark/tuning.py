@@ -12,6 +12,7 @@ from maw.errors import MAWError
 from maw.hf.attach import attach
 from maw.hf.lora import lora_config, merge_lora
 from maw.retrieval.model_card import write_model_card
+from maw.retrieval.rows import find_negatives
 from maw.retrieval.training import TrainingSettings, count_parameters, train
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def tune(
     settings: TrainingSettings,
     work: Path,
     *,
+    negatives: Path | None = None,
     log_file: Path | None = None,
     show_progress: bool = False,
 ) -> Tuned:
@@ -56,6 +58,8 @@ def tune(
         dataset: needs a train split.
         settings: how to train; its seed also draws the starts of LoRA and, unless `maw` names another, of MAW.
         work: checkpoints and logs; a training that was killed there is resumed.
+        negatives: the folder in which hard negatives are kept, where the settings ask for some; None is in `work`.
+            They are found with the encoder as it comes, so that a variant and its twin share them.
         log_file: one JSON object a log entry.
         show_progress: whether to draw a progress bar.
 
@@ -67,13 +71,17 @@ def tune(
     if variant.tuning is None:
         raise MAWError(f"{variant.name} is not trained: choose a variant such as maw-lora or dense-full")
     config = variant.maw_config({"seed": settings.seed, **maw})
+    hard = find_negatives(dataset, settings, model, work / "negatives" if negatives is None else negatives)
     set_seed(settings.seed)
     if config is not None:
         attach(model, config)
     if variant.tuning == "lora":
         model.add_adapter(lora_config(model))
     parameters = count_parameters(model)
-    outcome = train(model, dataset, work, settings, log_file=log_file, show_progress=show_progress)
+    outcome = train(model, dataset, work, settings, negatives=hard, log_file=log_file, show_progress=show_progress)
+    seeds = {"lora": settings.seed} if variant.tuning == "lora" else {}
+    seeds |= {} if config is None else {"maw": config.seed}
+    outcome["seeds"] |= seeds
     if variant.tuning == "lora" and config is None:
         merge_lora(model)  # a plain host again; beside MAW the adapter stays, in the same folder
     return Tuned(model, variant, config, settings, parameters, outcome)

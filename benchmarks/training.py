@@ -1,0 +1,146 @@
+"""What training at size costs, and whether a stopped training ends with the same weights on this device.
+
+    python benchmarks/training.py [--device cuda] [--output FILE.json] [--commit COMMIT]
+    torchrun --nproc-per-node 2 benchmarks/training.py --device cuda    # in several processes
+    python benchmarks/training.py --device cuda --resume [--deterministic]
+
+The packaged MiniLM on pydocs, trained as `maw train` does it, with MAW in the last layer. First the pairs a second and
+the peak memory of one batch size with and without mini-batches, and of a batch that is large, start and evaluation
+included; several processes get as many times the pairs. Then (`--resume`, in one process) the same training three
+times, once stopped twice by SIGKILL and started again: the weights must be the same bytes. On a CUDA device that needs
+kernels that give the same twice: `--deterministic` asks PyTorch for such, and the line "twice, never stopped" says
+whether they do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import add_arguments, finish
+from sentence_transformers import SentenceTransformer
+
+import maw
+from maw.benchmark.resources import Cost, measure
+from maw.commands import quiet_libraries
+from maw.retrieval.datasets import load_dataset
+from maw.retrieval.models import choose_own_device, load_encoder
+from maw.retrieval.processes import leave, process_index, processes
+from maw.retrieval.training import TrainingSettings, train
+
+CASES = {  # pairs a batch of one process, texts a mini-batch, pairs trained on
+    "cuda": [(256, None, 8192), (256, 64, 8192), (256, 256, 8192), (4096, 256, 8192)],
+    "cpu": [(32, None, 128), (32, 16, 128), (128, 16, 128)],
+}
+
+
+def one_training(
+    folder: Path, device: torch.device, settings: TrainingSettings, pairs: int
+) -> tuple[SentenceTransformer, Mapping[str, Any], Cost]:
+    whole = load_dataset("pydocs")
+    pairs = min(pairs, len(whole.training_pairs()))
+    data = whole.subset(train_pairs=pairs, documents=2 * pairs, test_queries=10, dev_queries=20)
+    model = load_encoder("packaged", device=device, max_length=settings.max_length)
+    maw.attach(model, maw.MAWConfig())
+    with measure(device) as cost:
+        outcome = train(model, data, folder, settings)
+    return model, outcome, cost
+
+
+def speed(device: torch.device) -> list[dict[str, Any]]:
+    rows = []
+    run = os.environ.get("TORCHELASTIC_RUN_ID", os.getpid())  # of all processes together
+    for batch, mini, pairs in CASES[device.type]:
+        settings = TrainingSettings(epochs=2, batch_size=batch, mini_batch_size=mini, max_length=64, dev_documents=20)
+        folder = Path(tempfile.gettempdir()) / f"maw-training-{run}-{batch}-{mini}"
+        _, outcome, cost = one_training(folder, device, settings, pairs * processes())
+        rows.append(
+            {
+                "batch": batch,
+                "mini-batch": mini,
+                "processes": outcome["processes"],
+                "pairs/s": settings.epochs * outcome["pairs"] / cost.seconds,
+                "peak MiB": cost.peak_bytes / 2**20,
+            }
+        )
+        if process_index() == 0:
+            print(", ".join(f"{name} {value if value is None else round(value)}" for name, value in rows[-1].items()))
+            shutil.rmtree(folder)
+    return rows
+
+
+def child(folder: Path, device: torch.device, stop: int, *, deterministic: bool) -> None:
+    """One training in a process of its own, which kills itself at a step; prints the checksum of the weights."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    from maw.retrieval.trainer import Trainer
+
+    plain = Trainer.training_step
+
+    def training_step(self: Any, *arguments: Any, **options: Any) -> Any:
+        if self.state.global_step + 1 == stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(self, *arguments, **options)
+
+    Trainer.training_step = training_step  # ty: ignore[invalid-assignment]
+    settings = TrainingSettings(epochs=2, batch_size=16, max_length=64, dev_documents=20, save_steps=3)
+    model, _, _ = one_training(folder, device, settings, 128)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    print(digest.hexdigest())
+
+
+def resume(device: torch.device, *, deterministic: bool) -> dict[str, bool]:
+    def run(folder: Path, stop: int = 0) -> str:
+        words = [sys.executable, __file__, "--device", str(device), "--child", str(folder), "--stop", str(stop)]
+        answer = subprocess.run(
+            [*words, *["--deterministic"] * deterministic], stdout=subprocess.PIPE, text=True, check=stop == 0
+        )
+        return answer.stdout.split()[-1] if stop == 0 else ""
+
+    with tempfile.TemporaryDirectory() as place:
+        first, again = (run(Path(place) / name) for name in ("first", "again"))
+        stopped = Path(place) / "stopped"
+        for stop in (5, 11):
+            run(stopped, stop)
+        found = {"twice, never stopped": first == again, "stopped and gone on": first == run(stopped)}
+    for name, same in found.items():
+        print(f"{name}: {'the same bytes' if same else 'OTHER bytes'}", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--stop", type=int, default=0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    quiet_libraries()
+    device = choose_own_device(arguments.device)
+    if arguments.child is not None:
+        child(arguments.child, device, arguments.stop, deterministic=arguments.deterministic)
+        return
+    results: dict[str, Any] = {"speed": speed(device)}
+    if arguments.resume:
+        results["resume"] = resume(device, deterministic=arguments.deterministic)
+    if process_index() == 0:
+        finish(results, device, arguments)
+    leave()
+
+
+if __name__ == "__main__":
+    main()

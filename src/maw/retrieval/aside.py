@@ -1,0 +1,169 @@
+"""Files that are whole or not there: written aside, brought to the disk, renamed; checked by size and SHA-256."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import re
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NoReturn, TypedDict
+
+import numpy as np
+
+from maw.errors import MAWError
+
+__all__ = [
+    "Checked",
+    "check_file",
+    "checksum",
+    "npy_header",
+    "part_of",
+    "put",
+    "read_json",
+    "refuse_writing",
+    "remove_parts",
+    "write_json",
+    "write_whole",
+]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PIECE = 2**24
+
+
+class Checked(TypedDict):
+    """What a file must be."""
+
+    bytes: int
+    sha256: str
+
+
+def write_whole(path: Path, parts: Iterable[Any]) -> Checked:
+    """Write bytes and the like to a file, which appears under its name when all of them are on the disk.
+
+    Returns:
+        Its size and checksum.
+
+    Raises:
+        MAWError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    digest, size, aside = hashlib.sha256(), 0, part_of(path)
+    try:
+        with aside.open("wb") as file:
+            for part in parts:
+                view = memoryview(part).cast("B")
+                for begin in range(0, len(view), PIECE):
+                    piece = view[begin : begin + PIECE]
+                    file.write(piece)
+                    digest.update(piece)
+                size += len(view)
+            file.flush()
+            os.fsync(file.fileno())
+        put(aside, path)
+    except OSError as error:
+        refuse_writing(path, error)
+    finally:
+        aside.unlink(missing_ok=True)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, as `write_whole` does."""
+    write_whole(path, [(json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()])
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Read what `write_json` wrote.
+
+    Raises:
+        MAWError: it cannot be read; `remedy` says what to do.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MAWError(f"{path} is damaged, it cannot be read ({error}). {remedy}") from error
+
+
+def part_of(path: Path) -> Path:
+    """The name under which this process writes a file aside."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.part")
+
+
+def put(aside: Path, path: Path) -> None:
+    """Give a finished file its name, for good."""
+    aside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what processes of this machine left when they were killed."""
+    for part in folder.glob(".*.part"):
+        match = re.fullmatch(rf"\..+\.{re.escape(socket.gethostname())}\.(\d+)\.part", part.name)
+        if match and not _lives(int(match[1])):
+            part.unlink(missing_ok=True)
+
+
+def refuse_writing(path: Path, error: OSError) -> NoReturn:
+    """Say why a file could not be written.
+
+    Raises:
+        MAWError: always.
+    """
+    if error.errno in FULL:
+        raise MAWError(
+            f"{path} could not be written: {error.strerror}. What was finished is kept: free some space and run the "
+            "same command again"
+        ) from error
+    raise MAWError(f"{path} could not be written: {error.strerror or error}: check the folder") from error
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_file(path: Path, wanted: Checked, remedy: str, *, whole: bool = True) -> None:
+    """Check a file's size and, if `whole`, its checksum.
+
+    Raises:
+        MAWError: it is not as it was written; `remedy` says what to do.
+    """
+    try:
+        size = path.stat().st_size
+        if size != wanted["bytes"]:
+            raise MAWError(f"{path} is damaged: it has {size:,} bytes, but had {wanted['bytes']:,}. {remedy}")
+        if whole and (found := checksum(path)) != wanted["sha256"]:
+            raise MAWError(f"{path} is damaged: its sha256 is {found}, but was {wanted['sha256']}. {remedy}")
+    except OSError as error:
+        raise MAWError(f"{path} cannot be read: {error.strerror or error}. {remedy}") from error
+
+
+def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """What comes before the numbers of a .npy file.
+
+    >>> len(npy_header(np.dtype(np.float16), (3, 4))) % 64
+    0
+    """
+    header = io.BytesIO()
+    description: Any = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, description)
+    return header.getvalue()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,159 @@
+"""Checkpoints that are whole or do not count, and what must be the same for a training to go on from one.
+
+A checkpoint is a folder of many files, written one after the other, by several processes. The last thing written is a
+marker that lists the others with their sizes: a folder without it, or with a file of another size, was left by a
+process that was killed, and is passed over. The first thing removed is the marker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from maw.errors import MAWError
+from maw.retrieval.aside import remove_parts, write_whole
+
+__all__ = [
+    "check_identity",
+    "checkpoint",
+    "is_whole",
+    "last_checkpoint",
+    "mark_whole",
+    "remove_checkpoint",
+    "remove_checkpoints",
+    "shorten_log",
+    "step_of",
+    "write_aside",
+]
+
+MARKER = "whole.json"
+IDENTITY = "training.json"
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    """Where the checkpoint after this step is."""
+    return folder / f"checkpoint-{step}"
+
+
+def step_of(path: Path) -> int:
+    """The step after which a checkpoint was made.
+
+    >>> step_of(Path("training/checkpoint-20"))
+    20
+    """
+    return int(path.name.rpartition("-")[2])
+
+
+def mark_whole(path: Path, processes: int) -> None:
+    """Say that this checkpoint is all there, once all processes have written their part.
+
+    Raises:
+        MAWError: the random state of a process is missing.
+    """
+    states = ["rng_state.pth"] if processes == 1 else [f"rng_state_{process}.pth" for process in range(processes)]
+    if missing := [name for name in states if not (path / name).is_file()]:
+        raise MAWError(
+            f"{path} lacks {', '.join(missing)}: with several machines the training's folder must be one they share"
+        )
+    sizes = {}
+    for file in _files(path):
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+        sizes[file.relative_to(path).as_posix()] = file.stat().st_size
+    write_aside(path / MARKER, json.dumps(sizes, indent=1))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the marker is there and every file it lists, with its size."""
+    try:
+        sizes = json.loads((path / MARKER).read_text(encoding="utf-8"))
+        return all((path / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest whole checkpoint of a training's folder; None where there is none."""
+    return max(filter(is_whole, folder.glob("checkpoint-*")), key=step_of, default=None)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint; one that is deleted in part counts as none."""
+    (path / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_checkpoints(folder: Path, keep: Iterable[Path | None] = ()) -> None:
+    """Delete the checkpoints of a training that are not to be kept; its logs stay."""
+    names = {path.name for path in keep if path is not None}
+    for path in folder.glob("checkpoint-*"):
+        if path.name not in names:
+            remove_checkpoint(path)
+
+
+def check_identity(folder: Path, identity: Mapping[str, Any], resumed: Path | None) -> None:
+    """Keep what a training is, or raise where a checkpoint there belongs to another.
+
+    Args:
+        folder: the training's folder.
+        identity: what decides the weights it ends with; plain JSON.
+        resumed: the checkpoint it is to go on from, None for a new training.
+
+    Raises:
+        MAWError: the checkpoint belongs to a training that differs; the message says in what.
+    """
+    remove_parts(folder)
+    file = folder / IDENTITY
+    own = json.loads(json.dumps(identity))
+    if resumed is None:
+        write_aside(file, json.dumps(own, indent=1))
+        return
+    started = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    names = sorted(name for name in own.keys() | started.keys() if own.get(name) != started.get(name))
+    if names:
+        shown = "; ".join(f"{name} {_short(started.get(name))}, now {_short(own.get(name))}" for name in names)
+        raise MAWError(
+            f"{folder} holds a training that was stopped at step {step_of(resumed)} and was started with other "
+            f"settings ({shown}): give the same to go on with it, or delete the folder to start anew"
+        )
+
+
+def shorten_log(log_file: Path, step: int | None, processes: int) -> list[str]:
+    """Forget what was logged after a checkpoint, and return each process's checksum of the data up to there.
+
+    Args:
+        log_file: one JSON object a line.
+        step: the checkpoint's; None forgets everything.
+        processes: how many checksums there are.
+    """
+    kept, data = [], [""] * processes
+    lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines() if log_file.is_file() else []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:  # killed while it was written
+            continue
+        if step is not None and entry["step"] <= step and "train_runtime" not in entry:
+            kept.append(line + "\n")
+            data = entry.get("data", data)
+    if lines:
+        write_aside(log_file, "".join(kept))
+    return data
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a text so that the file is either the old one or the whole new one, whatever happens meanwhile."""
+    write_whole(path, [text.encode()])
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file() and file.name != MARKER)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,95 @@
+"""The rank of every document by descending id, by which equal scores are ordered, in bounded memory.
+
+Ids are sorted in ranges: as many at a time as fit `ROOM` bytes, from the lowest range up. The ids are read once for
+every range, so some ten million short ones take one reading. UTF-8 sorts like the characters it stands for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from maw.errors import MAWError
+from maw.retrieval.aside import Checked, checksum, npy_header, part_of, put, refuse_writing
+
+__all__ = ["write_order"]
+
+ROOM = 2**26
+
+
+def write_order(
+    path: Path, shards: Callable[[], Iterator[list[bytes]]], rows: int, line: Callable[[int], str], *, room: int = ROOM
+) -> Checked:
+    """Write the rank of every document by descending id as a .npy file of whole numbers.
+
+    Args:
+        path: the file.
+        shards: starts reading the ids in the order of the corpus.
+        rows: how many there are.
+        line: names the line of a document, for the message.
+        room: bytes of ids that are sorted at a time.
+
+    Returns:
+        Its size and checksum.
+
+    Raises:
+        MAWError: an id comes twice, or the file cannot be written.
+    """
+    aside = part_of(path)
+    dtype = np.dtype(np.int32 if rows < 2**31 else np.int64)
+    try:
+        header = npy_header(dtype, (rows,))
+        with aside.open("wb") as file:
+            file.write(header)
+            file.flush()
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), len(header), rows * dtype.itemsize)  # a full disk says so here
+        rank = np.memmap(aside, dtype=dtype, mode="r+", offset=len(header), shape=(rows,))
+        done = 0
+        for unsorted, places in _ranges(shards, rows, room):
+            order = unsorted.argsort(kind="stable")
+            ids, positions = unsorted[order], places[order]
+            equal = (ids[1:] == ids[:-1]).nonzero()[0]
+            if len(equal):
+                first, second = (int(positions[equal[0] + place]) for place in (0, 1))
+                name = ids[equal[0]].decode("utf-8")
+                raise MAWError(f"{line(second)}: id {name!r} was given in {line(first)} already: ids must be unique")
+            rank[positions] = rows - 1 - np.arange(done, done + len(ids))
+            done += len(ids)
+        rank.flush()
+        found: Checked = {"bytes": aside.stat().st_size, "sha256": checksum(aside)}
+        put(aside, path)
+    except OSError as error:
+        refuse_writing(path, error)
+    finally:
+        aside.unlink(missing_ok=True)
+    return found
+
+
+def _ranges(
+    shards: Callable[[], Iterator[list[bytes]]], rows: int, room: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the ids of every range with their positions, in the order of the corpus."""
+    width, step, sample = 1, max(1, rows // 4096), []
+    for ids in shards():
+        width = max(width, max(map(len, ids), default=0))
+        sample += ids[::step]
+    count, sample = -(-rows * width // room), sorted(set(sample))
+    bounds = sorted({sample[number * len(sample) // count] for number in range(1, count)})
+    for low, high in pairwise([None, *bounds, None]):
+        parts, places, begin = [], [], 0
+        for ids in shards():
+            array = np.array(ids, dtype=f"S{width}")
+            inside = np.ones(len(array), dtype=bool)
+            if low is not None:
+                inside &= array >= low
+            if high is not None:
+                inside &= array < high
+            parts.append(array[inside])
+            places.append(begin + np.flatnonzero(inside))
+            begin += len(ids)
+        yield np.concatenate(parts), np.concatenate(places)

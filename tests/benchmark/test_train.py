@@ -1,0 +1,84 @@
+"""`maw train` as typed, in one process and in two under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from maw.cli import main
+
+SMALL = ["--batch-size", "3", "--epochs", "1", "--max-length", "16", "--device", "cpu"]
+MORE = ["--mini-batch-size", "2", "--save-every", "1", "--hard-negatives", "1", "--negatives", "model", "--seed", "3"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2", "-m", "maw"]
+
+
+def arguments(tiny_model, toy_data, output, *more):
+    given = ["train", "--variant", "maw-lora", "--dataset", f"beir:{toy_data}", "--model", str(tiny_model)]
+    return [*given, "--output", str(output), "--maw-depth-dim", "8", *SMALL, *more]
+
+
+def in_two_processes(words):
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *TORCHRUN, *words], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_two_processes_train_one_model_and_one_of_them_speaks(tiny_model, toy_data, tmp_path):
+    run = in_two_processes(arguments(tiny_model, toy_data, tmp_path / "model", *MORE))
+    assert run.returncode == 0, run.stderr[-3000:]
+    for line in (r"^processes: 2$", r"^steps: 2$", r"^model: .*", r"train: 10 queries"):
+        assert len(re.findall(line, run.stdout, flags=re.MULTILINE)) == 1, run.stdout
+    assert "'training': [3, 1000006]" in run.stdout
+    assert "'negatives': 3" in run.stdout
+    assert SentenceTransformer(str(tmp_path / "model"), device="cpu").encode("a river").shape == (48,)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert '"processes": 2' in card
+    assert '"mini_batch_size": 2' in card
+    log = [json.loads(line) for line in (tmp_path / "model.training" / "log.jsonl").read_text().splitlines()]
+    assert [len(entry["data"]) for entry in log if "loss" in entry] == [2, 2]
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_said_once_by_two_processes(tiny_model, toy_data, tmp_path):
+    run = in_two_processes(arguments(tiny_model, toy_data, tmp_path / "model", "--mini-batch-size", "0"))
+    assert run.returncode != 0
+    assert len(re.findall(r"^maw: mini_batch_size must be at least 1, got 0$", run.stderr, flags=re.MULTILINE)) == 1
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "more", [["--gradient-checkpointing", *MORE], ["--negatives", "bm25", "--hard-negatives", "2"]]
+)
+def test_large_batches_checkpointing_and_negatives_work_together(tiny_model, toy_data, tmp_path, capsys, more):
+    assert main(arguments(tiny_model, toy_data, tmp_path / "model", *more)) == 0
+    out = capsys.readouterr().out
+    assert "processes: 1" in out
+    assert "steps: 4" in out
+    assert (tmp_path / "model" / "README.md").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--mini-batch-size", "4"], "mini_batch_size must be at most the batch size 3, got 4"),
+        (["--hard-negatives", "-1"], "hard_negatives must be 0 or more"),
+        (["--save-every", "0"], "save_steps must be at least 1"),
+        (["--hard-negatives", "2", "--negatives", "given"], "negatives"),
+    ],
+)
+def test_bad_settings_are_a_message_and_status_2(tiny_model, toy_data, tmp_path, capsys, more, words):
+    assert main(arguments(tiny_model, toy_data, tmp_path / "model", *more)) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_benchmark_in_two_processes_is_refused(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["benchmark"]) == 2
+    assert "maw benchmark works in one process, got 2" in capsys.readouterr().err
