@@ -200,7 +200,7 @@ def choose_by_text(model):
     """A policy that has learnt to choose by the text, and keeps all depths in use."""
     torch.manual_seed(3)
     for layer in maw_layers(model):
-        torch.nn.init.normal_(layer.selector.policy_network[-1].weight, std=0.1)
+        torch.nn.init.normal_(layer.selector.policy_network[-1].weight, std=0.16)
 
 
 @pytest.mark.parametrize(
