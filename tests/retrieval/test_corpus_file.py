@@ -54,6 +54,26 @@ def test_any_part_is_read_again(tmp_path, name):
         read(path, first=2, offset=offset, stop=9)
 
 
+def test_parts_of_an_archive_are_taken_on_from_where_it_is(tmp_path, monkeypatch):
+    path = write(tmp_path / "corpus.jsonl.gz", jsonl(RECORDS))
+    offset = len(jsonl(RECORDS[:3]).encode())
+    corpus = CorpusFile(path)
+    with corpus.open() as file:
+        monkeypatch.setattr(file, "rewind", pytest.fail)
+        first = list(corpus.blocks(lines=9, stop=3, file=file))
+        rest = list(corpus.blocks(lines=9, first=3, offset=offset, stop=5, file=file))
+        assert not file.closed
+    assert [name for block in first + rest for name in block.ids()] == [record["_id"] for record in RECORDS]
+
+
+def test_no_block_reaches_across_a_border(tmp_path):
+    path = write(tmp_path / "corpus.tsv", "".join(f"{i}\tx\n" for i in range(20)))
+    blocks = list(CorpusFile(path).blocks(lines=4, border=7))
+    assert [(block.first, len(block.records())) for block in blocks] == [
+        *((0, 4), (4, 3), (7, 4), (11, 3), (14, 4), (18, 2)),
+    ]
+
+
 @pytest.mark.parametrize("name", ["collection.tsv", "collection.tsv.gz"])
 def test_a_table_has_ids_and_texts(tmp_path, name):
     path = write(tmp_path / name, "0\tThe presence of it.\r\n1\t  Itâs  \n")
@@ -92,8 +112,11 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path, name, text, message):
 def test_a_damaged_archive_is_named(tmp_path):
     raw = gzip.compress(jsonl(RECORDS * 100).encode())
     (tmp_path / "cut.jsonl.gz").write_bytes(raw[:-10])
+    middle = bytearray(raw)
+    middle[len(raw) // 2] ^= 255
+    (tmp_path / "flip.jsonl.gz").write_bytes(bytes(middle))
     (tmp_path / "plain.jsonl.gz").write_bytes(jsonl(RECORDS).encode())
-    for name in ("cut.jsonl.gz", "plain.jsonl.gz"):
+    for name in ("cut.jsonl.gz", "flip.jsonl.gz", "plain.jsonl.gz"):
         with pytest.raises(MAWError, match=f"{name} is damaged after line"):
             read(tmp_path / name)
 

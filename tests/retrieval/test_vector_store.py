@@ -21,7 +21,7 @@ import maw
 from maw.errors import MAWError
 from maw.retrieval import aside
 from maw.retrieval.corpus_encoding import EncodingSettings, encode_corpus
-from maw.retrieval.encoding import encode
+from maw.retrieval.encoding import dense_runs, encode
 from maw.retrieval.processes import own_share
 from maw.retrieval.shard_encoder import Pace
 from maw.retrieval.vector_store import VectorStore
@@ -166,6 +166,32 @@ def test_progress_counts_every_document(model, made, tmp_path):
     assert told[0] == -23
     assert sum(told[1:]) == 23
     assert (outcome.documents, outcome.complete, outcome.missing) == (23, True, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: copies and streams are tested there")
+@pytest.mark.parametrize("config", [None, maw.MAWConfig(layers=[-1], depth=8)], ids=["host", "MAW"])
+def test_a_gpu_makes_the_vectors_of_the_cpu(tmp_path, config):
+    corpus = write_corpus(tmp_path / "corpus.jsonl", {f"d{i}": f"{WORDS[i % 10]} " * (i % 9) for i in range(3000)})
+    model = encoder(config)
+    settings = EncodingSettings("float32", shard_size=700)
+    encode_corpus(model, corpus, tmp_path / "cpu", settings)
+    model.to("cuda")
+    expected = VectorStore(tmp_path / "cpu")[0:3000]
+    for name, workers, limit in (
+        ("float32", 0, 2e-5),
+        ("float32", 2, 2e-5),
+        ("float16", 0, 1e-2),
+        ("bfloat16", 0, 5e-2),
+    ):
+        folder = tmp_path / f"{name}{workers}"
+        precise = EncodingSettings("float32", name, shard_size=700)
+        pace = Pace(workers=workers, batch_tokens=2000)
+        assert encode_corpus(model, corpus, folder, precise, pace=pace).complete
+        assert np.abs(VectorStore(folder)[0:3000] - expected).max() < limit
+    queries = {"all": {f"q{i}": f"a {word}" for i, word in enumerate(WORDS)}}
+    documents = dict(zip(VectorStore(tmp_path / "cpu").ids(np.arange(3000)), [""] * 3000, strict=True))
+    assert len(dense_runs(model, documents, queries, k=5)["all"]["q0"]) == 5
 
 
 # Going on

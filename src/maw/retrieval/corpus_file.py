@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -88,24 +90,40 @@ class CorpusFile:
         found = self.path.stat()
         return found.st_size, found.st_mtime_ns
 
-    def blocks(self, *, lines: int, first: int = 0, offset: int = 0, stop: int | None = None) -> Iterator[Block]:
+    def open(self) -> gzip.GzipFile | BinaryIO:
+        """Open it for `blocks`; a compressed file is read on from where it is, so parts are best taken in order."""
+        return gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb", buffering=2**20)
+
+    def blocks(
+        self,
+        *,
+        lines: int,
+        first: int = 0,
+        offset: int = 0,
+        stop: int | None = None,
+        border: int | None = None,
+        file: gzip.GzipFile | BinaryIO | None = None,
+    ) -> Iterator[Block]:
         """Yield the documents from `first` to before `stop` in blocks.
 
         Args:
-            lines: how many documents a block has; the last one may have fewer.
+            lines: how many documents a block has, at most.
             first: the first document.
             offset: where it begins, in bytes of the uncompressed file.
             stop: where to end; None is the end of the file.
+            border: no block reaches across a multiple of this.
+            file: what `open` gave, to take several parts; None opens it for this one.
 
         Raises:
             MAWError: the file ends too early, or is no whole gzip file.
         """
-        with self._open() as file:
+        with self.open() if file is None else nullcontext(file) as source:
             try:
-                file.seek(offset)
+                source.seek(offset)
                 while stop is None or first < stop:
                     wanted = lines if stop is None else min(lines, stop - first)
-                    part = list(islice(file, wanted))
+                    wanted = wanted if border is None else min(wanted, border - first % border)
+                    part = list(islice(source, wanted))
                     if part:
                         yield Block(str(self.path), first, b"".join(part))
                     first += len(part)
@@ -113,11 +131,8 @@ class CorpusFile:
                         if stop is not None:
                             raise MAWError(f"{self.path} ends after line {first}, but it had {stop}: it was changed")
                         return
-            except (gzip.BadGzipFile, EOFError) as error:
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                 raise MAWError(f"{self.path} is damaged after line {first}: {error}") from error
-
-    def _open(self) -> gzip.GzipFile | BinaryIO:
-        return gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb", buffering=2**20)
 
 
 def _suffix(path: Path | str) -> str:

@@ -30,7 +30,7 @@ CHUNKS = {"cpu": (16_384, 256), "cuda": (65_536, 4096)}
 
 
 class Rows(Protocol):
-    """A matrix on disk: what is read of it is a NumPy array of consecutive rows."""
+    """A matrix that is not in memory: consecutive rows are made or read when they are asked for."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,7 +42,7 @@ class Rows(Protocol):
         """Two."""
         ...
 
-    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
+    def __getitem__(self, rows: slice, /) -> np.ndarray | Tensor: ...
 
 
 @torch.no_grad()
@@ -69,7 +69,8 @@ def search(
 
     Args:
         query_vectors: real vectors, one row a query; the result lies on their device.
-        document_vectors: real vectors of the same width, one row a document.
+        document_vectors: real vectors of the same width, one row a document; rows that are not in memory are asked
+            for once, in order.
         k: how many documents to return for a query; where there are fewer documents, all of them are returned.
         document_chunk: how many documents are scored at a time; None is 16,384 on a CPU and 65,536 on a GPU.
         query_chunk: how many queries are scored at a time; None is 256 on a CPU and 4,096 on a GPU.
@@ -128,8 +129,11 @@ def _check_matrix(name: str, vectors: Any) -> None:
             f"{name} must be a matrix with one row a text and at least one column, got shape {tuple(vectors.shape)}: "
             "stack the vectors of the texts"
         )
-    is_complex = vectors.is_complex() if isinstance(vectors, Tensor) else np.iscomplexobj(vectors)
-    if is_complex:
+    if (
+        vectors.is_complex()
+        if isinstance(vectors, Tensor)
+        else isinstance(vectors, np.ndarray) and np.iscomplexobj(vectors)
+    ):
         raise MAWError(f"{name} must be real numbers, got {vectors.dtype}: convert them first")
 
 
@@ -179,7 +183,8 @@ def _chunks(vectors: Any, size: int, device: torch.device) -> Iterator[tuple[int
         return
 
     def read(begin: int) -> Tensor:
-        return _as_tensor(vectors[begin : begin + size]).pin_memory()
+        part = vectors[begin : begin + size]
+        return part if isinstance(part, Tensor) else _as_tensor(part).pin_memory()
 
     with ThreadPoolExecutor(1) as reader:  # the next chunk comes from the disk while this one is scored
         coming = reader.submit(read, 0)

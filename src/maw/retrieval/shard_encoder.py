@@ -143,9 +143,10 @@ class ShardEncoder:
         starts, numbers = plan.starts, list(numbers)
 
         def blocks() -> Iterator[Block]:
-            for number in numbers:
-                first, stop = int(starts[number]), int(starts[number + 1])
-                yield from self.corpus.blocks(lines=BLOCK, first=first, offset=plan.shards[number]["offset"], stop=stop)
+            with self.corpus.open() as file:
+                for number in numbers:
+                    first, stop, offset = int(starts[number]), int(starts[number + 1]), plan.shards[number]["offset"]
+                    yield from self.corpus.blocks(lines=BLOCK, first=first, offset=offset, stop=stop, file=file)
 
         ahead = max(self.ahead, plan.settings["shard_size"] // BLOCK)
         made = map_ahead(executor, self.tokenise, blocks(), ahead)

@@ -109,9 +109,9 @@ def text_of(store: VectorStore, corpus: CorpusFile, hit: Hit) -> str:
         MAWError: the corpus has another document in that place.
     """
     number = int(store.starts.searchsorted(hit.position, side="right")) - 1
-    begin = {"first": int(store.starts[number]), "offset": store.plan.shards[number]["offset"]}
+    first, offset, stop = int(store.starts[number]), store.plan.shards[number]["offset"], hit.position + 1
     try:
-        (block,) = deque(corpus.blocks(lines=1024, stop=hit.position + 1, **begin), maxlen=1)
+        (block,) = deque(corpus.blocks(lines=1024, first=first, offset=offset, stop=stop), maxlen=1)
         name, text = block.records()[-1]
     except MAWError as error:  # lines of another file begin elsewhere
         name, text = str(error), ""

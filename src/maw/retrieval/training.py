@@ -78,7 +78,8 @@ def train(
         show_progress: whether to draw a progress bar.
 
     Returns:
-        steps, pairs, processes, the best dev metric, whether it was resumed, and the seed of every draw.
+        steps, pairs, processes, the best dev metric, whether it was resumed, the seed of every draw, the selectors'
+        last logged statistics (`selector`, None without) and what `maw.collapse` found (`findings`).
 
     Raises:
         MAWError: no training pairs, a batch larger than the training set, negatives without `hard_negatives`, a
@@ -110,6 +111,7 @@ def train(
         mini_batch_size=settings.mini_batch_size,
         gather=processes > 1,
     )
+    some = pairs[:: max(1, len(pairs) // 4)][:4]
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -119,6 +121,7 @@ def train(
         batches=batches,
         log_file=log_file,
         data=data,
+        probe_texts=[text for q, d in some for text in (dataset.queries[q], dataset.documents[d])],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -129,6 +132,7 @@ def train(
         torch.manual_seed(seeds[rank])
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.check_loss()
+    trainer.finish()
     for layer in maw_layers(model):
         layer.collect()  # the model keeps nothing of its training
     if has_dev and trainer.state.best_model_checkpoint is None:
@@ -145,6 +149,8 @@ def train(
         "processes": processes,
         f"dev_{METRIC}": trainer.state.best_metric,
         "resumed": checkpoint is not None,
+        "selector": trainer.selector,
+        "findings": [finding.to_dict() for finding in trainer.watch.found.values()],
         "seeds": {"training": seeds, **{name: settings.seed for name, is_drawn in drawn.items() if is_drawn}},
     }
 

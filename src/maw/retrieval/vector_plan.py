@@ -176,8 +176,7 @@ def _survey(
 
 def _sized(corpus: CorpusFile, size: int, digest: Any) -> Iterator[Block]:
     """Blocks that end where shards end."""
-    lines = max(part for part in range(1, min(BLOCK, size) + 1) if size % part == 0)
-    for block in corpus.blocks(lines=lines):
+    for block in corpus.blocks(lines=BLOCK, border=size):
         digest.update(block.raw)
         yield block
 
