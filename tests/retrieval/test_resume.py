@@ -10,6 +10,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -309,6 +310,18 @@ def test_a_checkpoint_counts_when_all_of_it_is_there(tmp_path):
     assert not two.exists()
     with pytest.raises(maw.MAWError, match=r"lacks rng_state_0.pth, rng_state_1.pth: with several machines"):
         mark_whole(ten, processes=2)
+
+
+def test_what_a_killed_process_left_is_tidied_up(uninterrupted, tmp_path):
+    kind, expected, folder = uninterrupted
+    left = tmp_path / "training"
+    shutil.copytree(folder / "training", left)
+    shutil.copytree(left / "checkpoint-12", left / "checkpoint-10")  # whole: its removal had not begun
+    shutil.copytree(left / "checkpoint-12", left / "checkpoint-14")
+    (left / "checkpoint-14" / "optimizer.pt").write_bytes(b"half")
+    model, settings = build(kind)
+    assert train(model, toy(), left, settings)["resumed"]
+    assert sorted(path.name for path in left.glob("checkpoint-*")) == expected["left"]
 
 
 def test_another_training_in_the_folder_is_refused(uninterrupted):

@@ -233,9 +233,12 @@ class Checkpoints(TrainerCallback):
         self.batches = batches
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The best checkpoint is where this training's folder is now."""
-        if state.best_global_step is not None:
-            state.best_model_checkpoint = str(checkpoint(self.folder, state.best_global_step))
+        """The best checkpoint is where this training's folder is now; what a killed process left beside it goes."""
+        best = None if state.best_global_step is None else checkpoint(self.folder, state.best_global_step)
+        if best is not None:
+            state.best_model_checkpoint = str(best)
+        if state.is_world_process_zero:
+            remove_checkpoints(self.folder, keep=(checkpoint(self.folder, state.global_step), best))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The order of this epoch."""
