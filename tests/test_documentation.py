@@ -240,7 +240,7 @@ ROOMS = [
     {"inspection"},
     {"benchmark"},
     {"display"},
-    {"__main__", "cli", "commands", "progress", "vector_commands"},
+    {"__main__", "cli", "commands", "options", "progress", "vector_commands"},
 ]
 LIGHT = {"torch", "numpy", "jaxtyping"}
 EXTRA = {"kernels": {"triton"}}

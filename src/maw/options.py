@@ -1,0 +1,84 @@
+"""Options that several commands share: those of MAW and those of training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from maw.errors import MAWError
+
+__all__ = ["MAWOptions", "TrainingOptions"]
+
+Layers = Annotated[str, tyro.conf.arg(name="maw-layer-indices", metavar="-1|0,5|all")]
+
+
+@dataclass(frozen=True)
+class MAWOptions:
+    """Settings of MAW."""
+
+    maw_layers: Layers = "-1"
+    """Encoder layers that get MAW: indices with commas, negative ones from the end, or "all"."""
+    maw_depth_dim: int = 64
+    """D, view vectors per head."""
+    maw_num_heads: int | None = None
+    """Checked against the encoder's number of heads; never sets it."""
+    maw_settings: str = "{}"
+    """Any other field of MAWConfig, as a JSON object: '{"tau": 10}'."""
+
+    def values(self) -> dict[str, Any]:
+        """The fields of `MAWConfig` that were given."""
+        import json
+
+        from maw.config import MAWConfig
+
+        layers: Any = self.maw_layers.strip()
+        if layers != "all":
+            try:
+                layers = [int(part) for part in layers.split(",")]
+            except ValueError:
+                raise MAWError(
+                    f"--maw-layer-indices must be integers with commas, or all, got {self.maw_layers!r}"
+                ) from None
+        try:
+            other = json.loads(self.maw_settings)
+        except json.JSONDecodeError as error:
+            raise MAWError(f"--maw-settings must be a JSON object, got {self.maw_settings!r} ({error})") from None
+        if not isinstance(other, dict):
+            raise MAWError(f"--maw-settings must be a JSON object, got {self.maw_settings!r}")
+        if own := {"layers", "depth", "num_heads"} & set(other):
+            raise MAWError(f"--maw-settings must not repeat {', '.join(sorted(own))}: each has an option of its own")
+        values = {"layers": layers, "depth": self.maw_depth_dim, "num_heads": self.maw_num_heads, **other}
+        MAWConfig.from_dict(values)
+        return values
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Settings of training; what is not given comes from the preset."""
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    """Pairs a batch of one process; the candidates of a query are the documents of all processes."""
+    mini_batch_size: int | None = None
+    """So many texts a forward, with the gradient of the whole batch: memory for large batches, at one more forward."""
+    max_length: int | None = None
+    """Tokens a text is cut to."""
+    learning_rate: float | None = None
+    """Of full fine-tuning."""
+    lora_learning_rate: float | None = None
+    positives_per_query: int | None = None
+    hard_negatives: int | None = None
+    """So many hard negatives a pair; a query with fewer gets documents that are drawn."""
+    negatives: Literal["bm25", "model", "given"] | None = None
+    """Where hard negatives come from: BM25 (the default), the encoder as it comes, or files that came with the data."""
+    gradient_checkpointing: bool = False
+    save_steps: Annotated[int | None, tyro.conf.arg(name="save-every", metavar="STEPS")] = None
+    """Save a checkpoint after every so many steps too, not after every epoch alone."""
+
+    def values(self) -> dict[str, Any]:
+        """The fields of `TrainingSettings` that were given."""
+        given = asdict(self) | {"gradient_checkpointing": self.gradient_checkpointing or None}
+        del given["lora_learning_rate"]
+        return {name: value for name, value in given.items() if value is not None}
