@@ -34,7 +34,7 @@ import maw
 from maw.benchmark.resources import Cost, measure
 from maw.commands import quiet_libraries
 from maw.retrieval.datasets import load_dataset
-from maw.retrieval.models import choose_device, load_encoder
+from maw.retrieval.models import choose_own_device, load_encoder
 from maw.retrieval.processes import leave, process_index, processes
 from maw.retrieval.training import TrainingSettings, train
 
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--stop", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     quiet_libraries()
-    device = choose_device(arguments.device)
+    device = choose_own_device(arguments.device)
     if arguments.child is not None:
         child(arguments.child, device, arguments.stop, deterministic=arguments.deterministic)
         return

@@ -9,6 +9,7 @@ import pytest
 MODULES = [
     "maw",
     "maw.auxiliary",
+    "maw.collapse",
     "maw.compiled",
     "maw.config",
     "maw.entropy",

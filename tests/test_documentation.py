@@ -220,7 +220,18 @@ def test_public_names_are_importable_and_documented(name):
 
 ROOMS = [
     {
-        *("auxiliary", "compiled", "config", "entropy", "errors", "functional", "grpo", "interpolation", "kernels"),
+        *(
+            "auxiliary",
+            "collapse",
+            "compiled",
+            "config",
+            "entropy",
+            "errors",
+            "functional",
+            "grpo",
+            "interpolation",
+            "kernels",
+        ),
         *("operations", "records", "reference", "rewards", "selector", "shapes", "views"),
     },
     {"module"},
@@ -228,6 +239,7 @@ ROOMS = [
     {"retrieval"},
     {"inspection"},
     {"benchmark"},
+    {"display"},
     {"__main__", "cli", "commands", "progress", "vector_commands"},
 ]
 LIGHT = {"torch", "numpy", "jaxtyping"}

@@ -1,4 +1,4 @@
-"""The command line: `maw benchmark`, `maw train`, `maw evaluate`, `maw encode`, `maw search`, `maw report`.
+"""The command line: `maw benchmark`, `train`, `evaluate`, `encode`, `search`, `report` and `inspect`.
 
 Exit status: 0 done, 2 bad input (one line says what to do), 130 interrupted (what was finished is kept).
 """
@@ -254,6 +254,34 @@ class ReportCommand:
     """A folder that `maw benchmark` wrote."""
 
 
+@dataclass(frozen=True)
+class InspectCommand:
+    """Show what the depths of a MAW layer attend to in your texts: depth weights, strongest slices, neighbours."""
+
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """A model folder with MAW, or a hub name."""
+    texts: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT ...")] = ()
+    """Texts, each in quotes."""
+    file: Path | None = None
+    """More texts: UTF-8, one a line; blank lines are skipped."""
+    layer: int | None = None
+    """Encoder layer, negative from the end; default: the last with MAW."""
+    head: Annotated[str, tyro.conf.arg(metavar="N|mean")] = "mean"
+    """One head, or the mean over all."""
+    depths: int = 4
+    """How many of the strongest depths of each text are shown."""
+    html: Path | None = None
+    """Write a self-contained page with heat maps there."""
+    png: Path | None = None
+    """Write one picture a text into this folder."""
+    json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print everything as JSON instead of the tables."""
+    max_length: int | None = None
+    """Tokens a text is cut to; default: the model's own limit, at most 512."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
 Command = (
     Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
     | Annotated[TrainCommand, tyro.conf.subcommand("train")]
@@ -261,6 +289,7 @@ Command = (
     | Annotated[EncodeCommand, tyro.conf.subcommand("encode")]
     | Annotated[SearchCommand, tyro.conf.subcommand("search")]
     | Annotated[ReportCommand, tyro.conf.subcommand("report")]
+    | Annotated[InspectCommand, tyro.conf.subcommand("inspect")]
 )
 
 
@@ -275,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = tyro.cli(
         Command,
         prog="maw",
-        description="Multi-Attention-Weight attention for text encoders: train, benchmark, report.",
+        description="Multi-Attention-Weight attention for text encoders: train, benchmark, report, inspect.",
         args=given,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )

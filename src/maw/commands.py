@@ -18,6 +18,7 @@ from maw.cli import (
     BenchmarkCommand,
     EncodeCommand,
     EvaluateCommand,
+    InspectCommand,
     ReportCommand,
     SearchCommand,
     TrainCommand,
@@ -115,14 +116,15 @@ def _(command: TrainCommand, words: Sequence[str]) -> int:
     from maw.benchmark.plan import LORA_LEARNING_RATE
     from maw.benchmark.tuning import save_model, tune
     from maw.benchmark.variants import VARIANTS
+    from maw.collapse import Finding
     from maw.retrieval.datasets import load_dataset, render_report
-    from maw.retrieval.models import choose_device, load_encoder
+    from maw.retrieval.models import choose_own_device, load_encoder
     from maw.retrieval.processes import first_process_first, leave, process_index
     from maw.retrieval.training import TrainingSettings
 
     first = process_index() == 0
     console = _console(quiet=not first)
-    device = choose_device(command.device)
+    device = choose_own_device(command.device)
     with first_process_first(device):  # what is wrong is said once, and what is prepared is prepared once
         if command.variant not in VARIANTS:
             raise MAWError(f"variant must be among {', '.join(VARIANTS)}, got {command.variant!r}")
@@ -140,8 +142,12 @@ def _(command: TrainCommand, words: Sequence[str]) -> int:
     tuned = tune(model, variant, command.maw.values(), dataset, settings, work, show_progress=console.is_terminal)
     if first:
         save_model(tuned, command.output, base=command.model, dataset=dataset, metrics={})
+    findings = tuned.outcome["findings"]
     for name, value in tuned.outcome.items():
-        console.print(f"{name}: {value}", highlight=False)
+        if name not in ("selector", "findings"):
+            console.print(f"{name}: {value}", highlight=False)
+    for finding in findings:
+        console.print(f"{finding['level']}: {Finding(**finding)}", highlight=False, markup=False)
     console.print(f"model: {command.output}; checkpoints and logs: {work}", highlight=False)
     leave()
     return 0
@@ -218,6 +224,15 @@ def _(command: ReportCommand, words: Sequence[str]) -> int:
     from maw.benchmark.report import write_report
 
     print(write_report(command.folder))
+    return 0
+
+
+@execute.register
+def _(command: InspectCommand, words: Sequence[str]) -> int:
+    quiet_libraries()
+    from maw.display.request import Request, show
+
+    show(Request(**vars(command)), _console())
     return 0
 
 

@@ -56,7 +56,8 @@ def statistics(records: Sequence[Record]) -> dict[str, Tensor]:
     stretch these are the statistics of its end.
 
     Returns:
-        scalars, and the vector `depth_usage`, (D,). A group of one has no `reward_spread` and `zero_spread`. Policy
+        scalars, and the vector `depth_usage`, (D,). A group of one has no `reward_spread` and `zero_spread`, which are
+        within texts; `reward_deviation` is over all texts and their depths. Policy
         entropy is relative to log D, `kl` and `k3` are against the uniform policy, `depth_information` is the mutual
         information of depth and text in nats.
     """
@@ -96,6 +97,7 @@ def _of_one(record: Record) -> dict[str, Tensor]:
         del per_text["reward_spread"], per_text["zero_spread"]
     usage, spread = policy.mean(dim=0), expected.var(correction=0)
     return {name: values.to(value_loss.dtype).mean() for name, values in per_text.items()} | {
+        "reward_deviation": reward.std(correction=0),
         # 0 where the rewards do not vary: there is nothing to explain
         "value_explained_variance": torch.where(spread > grpo.EPSILON**2, 1 - value_loss.mean() / spread, 0.0),
         "depth_information": torch.special.entr(usage).sum() - torch.special.entr(policy).sum(dim=-1).mean(),

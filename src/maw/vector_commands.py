@@ -13,9 +13,10 @@ __all__ = ["encode", "search"]
 
 def encode(command: EncodeCommand, console: Console) -> int:
     """Encode a corpus; returns the exit status."""
-    from maw.retrieval.corpus_encoding import EncodingSettings, encode_corpus, own_share
+    from maw.retrieval.corpus_encoding import EncodingSettings, encode_corpus
     from maw.retrieval.corpus_file import CorpusFile
     from maw.retrieval.models import choose_own_device, load_encoder
+    from maw.retrieval.processes import own_share
     from maw.retrieval.shard_encoder import Pace
 
     settings = EncodingSettings(command.dtype, command.precision, command.shard_size)

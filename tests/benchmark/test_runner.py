@@ -81,6 +81,27 @@ def test_the_output_folder_is_whole(finished):
     assert "maw-full" in (finished / "report.html").read_text()
 
 
+def test_findings_and_the_selectors_statistics_are_kept_with_the_rows(finished):
+    results = json.loads((finished / "results.json").read_text())
+    untuned = next(row["metrics"]["nDCG@10"] for row in results["rows"] if row["variant"] == "untuned")
+    for row in results["rows"]:
+        names = [finding["name"] for finding in row["findings"]]
+        assert ("below untuned" in names) == row["below_untuned"]
+        assert ("constant reward" in names) == (row["variant"] == "literal"), names
+        assert row["below_untuned"] == (row["seed"] is not None and row["metrics"]["nDCG@10"] < untuned)
+        assert (row["selector"] is not None) == (row["variant"] in ("maw-lora", "maw-full", "literal"))
+    assert "Alarm for literal: constant reward" in results["verdict"]
+
+
+def test_a_model_that_fell_below_its_untuned_row_is_an_alarm(tiny_model, toy_data, tmp_path, capsys):
+    output = tmp_path / "ruined"
+    names = ["--variants", "dense-full", "--learning-rate", "3"]
+    assert main(arguments(tiny_model, toy_data, output, *names)) == 0
+    row = json.loads((output / "results.json").read_text())["rows"][-1]
+    assert [(found["name"], found["level"]) for found in row["findings"]] == [("below untuned", "alarm")]
+    assert "Alarm for dense-full: below untuned." in capsys.readouterr().out
+
+
 def test_saved_models_load_and_carry_a_card(finished):
     for name in ("maw-full-seed0", "maw-lora-seed1", "dense-lora-seed0"):
         folder = finished / "models" / name

@@ -162,3 +162,5 @@ def test_given_negatives_are_used_as_they_are(tmp_path):
     outcome = train(encoder(), toy(), tmp_path, settings, negatives=given)
     assert outcome["drawn_negatives"] == 2
     assert not (tmp_path / "negatives").exists()
+    with pytest.raises(maw.MAWError, match="hard_negatives is 0: say how many"):
+        train(encoder(), toy(), tmp_path, SETTINGS, negatives=given)

@@ -103,8 +103,17 @@ def trained(folder, *, reentrant=None, cached=False, lora=False):
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True:UserWarning")
-@pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
-@pytest.mark.parametrize("kind", ["full", "cached", "lora"])
+@pytest.mark.parametrize(  # test_cached.py and test_distributed.py have more of it, without a trainer
+    ("kind", "reentrant"),
+    [
+        ("full", False),
+        ("cached", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("full", True), ("cached", True), ("lora", False), ("lora", True))
+        ),
+    ],
+)
 def test_checkpointed_layers_train_as_plain_ones_do(tmp_path, kind, reentrant):
     options = {"cached": kind == "cached", "lora": kind == "lora"}
     _, expected, (counted, calls) = trained(tmp_path, **options)

@@ -75,10 +75,8 @@ CASES = {
     "checkpointed": (EXACT, {"checkpointing": True}),
     "cached": (EXACT, {"loss": CachedPairLoss}),
     "cached and checkpointed": (EXACT, {"loss": CachedPairLoss, "checkpointing": True}),
-    # as Sentence Transformers' trainer sets it
-    "unused looked for": (EXACT, {"find_unused": True}),
+    # unused parameters looked for, as Sentence Transformers' trainer sets it
     "unused looked for, lora": (EXACT, {"lora": True, "find_unused": True}),
-    "unused looked for, cached": (EXACT, {"loss": CachedPairLoss, "find_unused": True}),
     "gathered, no MAW": (None, {"loss": contrastive, "find_unused": True}),
     "gathered": (EXACT, {"loss": contrastive, "find_unused": True}),
     "gathered, lora, checkpointed": (EXACT, {"loss": contrastive, "lora": True, "checkpointing": True}),

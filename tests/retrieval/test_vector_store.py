@@ -20,8 +20,9 @@ from toys import WORDS, encoder
 import maw
 from maw.errors import MAWError
 from maw.retrieval import aside
-from maw.retrieval.corpus_encoding import EncodingSettings, encode_corpus, own_share
+from maw.retrieval.corpus_encoding import EncodingSettings, encode_corpus
 from maw.retrieval.encoding import dense_runs, encode
+from maw.retrieval.processes import own_share
 from maw.retrieval.shard_encoder import Pace
 from maw.retrieval.vector_store import VectorStore
 

@@ -146,8 +146,10 @@ def estimate_seconds(
         total += (len(dataset.documents) + queries) / rate
         if run.variant.tuning is not None:
             settings = training_settings(benchmark, run)
-            trained = 2 * len(dataset.training_pairs(settings.positives_per_query, settings.seed)) * settings.epochs
-            total += trained * _FORWARDS_PER_TRAINED_TEXT[run.variant.tuning] / rate + _SECONDS_PER_TUNED_RUN
+            pairs = len(dataset.training_pairs(settings.positives_per_query, settings.seed))
+            trained = (2 + settings.hard_negatives) * pairs * settings.epochs
+            forwards = _FORWARDS_PER_TRAINED_TEXT[run.variant.tuning] + (settings.mini_batch_size is not None)
+            total += trained * forwards / rate + _SECONDS_PER_TUNED_RUN
             if "dev" in dataset.splits:
                 dev = min(settings.dev_documents, len(dataset.documents)) + len(dataset.judgements("dev"))
                 total += settings.epochs * dev / rate

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from maw.benchmark.comparison import Comparison, compare, correct
 from maw.benchmark.variants import VARIANTS
+from maw.collapse import below_untuned
 
 __all__ = [
     "comparisons",
@@ -54,18 +55,18 @@ def mixture(found: Sequence[dict[str, Any]]) -> str | None:
 
 
 def mark_below_untuned(rows: Iterable[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
-    """The rows with `below_untuned`: whether tuning left the encoder worse than it came, on `metric`."""
+    """The rows with `below_untuned`: whether tuning left the encoder worse than it came, on `metric`; then also a
+    finding.
+    """
     rows = list(rows)
     untuned = {row["split"]: row["metrics"][metric] for row in rows if row["variant"] == "untuned"}
-    return [
-        {
-            **row,
-            "below_untuned": VARIANTS[row["variant"]].kind == "tuned"
-            and row["split"] in untuned
-            and row["metrics"][metric] < untuned[row["split"]],
-        }
-        for row in rows
-    ]
+    marked = []
+    for row in rows:
+        tuned = VARIANTS[row["variant"]].kind == "tuned" and row["split"] in untuned
+        found = below_untuned(metric, row["metrics"][metric], untuned[row["split"]]) if tuned else []
+        findings = [*row.get("findings", []), *(finding.to_dict() for finding in found)]
+        marked.append({**row, "findings": findings, "below_untuned": bool(found)})
+    return marked
 
 
 def comparisons(states: Sequence[dict[str, Any]], metric: str) -> list[Comparison]:
@@ -90,11 +91,23 @@ def comparisons(states: Sequence[dict[str, Any]], metric: str) -> list[Compariso
     return correct(found) if found else []
 
 
-def verdict(found: Sequence[Comparison], mixed: str | None = None) -> str:
-    """The comparisons in a sentence each, after what `mixture` says."""
+def alarms(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+    """The names of the alarms (`maw.collapse`) of every variant that has any; notes are left to `results.json`."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for finding in row.get("findings", []):
+            names = found.setdefault(row["variant"], [])
+            if finding["level"] == "alarm" and finding["name"] not in names:
+                names.append(finding["name"])
+    return {variant: names for variant, names in found.items() if names}
+
+
+def verdict(found: Sequence[Comparison], rows: Iterable[dict[str, Any]] = (), mixed: str | None = None) -> str:
+    """The comparisons in a sentence each, after what `mixture` says and before the alarms."""
     sentences = [] if mixed is None else [mixed]
+    warned = [f"Alarm for {variant}: {', '.join(names)}." for variant, names in alarms(rows).items()]
     if not found:
-        return " ".join([*sentences, "No MAW variant has been compared with its dense twin yet."])
+        return " ".join([*sentences, "No MAW variant has been compared with its dense twin yet.", *warned])
     for one in found:
         low, high = one.interval
         words = {
@@ -108,7 +121,7 @@ def verdict(found: Sequence[Comparison], mixed: str | None = None) -> str:
             f"95 % interval {low:+.4f} to {high:+.4f}, corrected p = {one.p_value_corrected:.3f}, "
             f"{one.queries} queries, {seeds}; this test would find {one.smallest_detectable:.4f})."
         )
-    return " ".join(sentences)
+    return " ".join([*sentences, *warned])
 
 
 def write_per_query(path: Path, states: Sequence[dict[str, Any]]) -> None:
@@ -163,7 +176,7 @@ def results_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Tab
                 spread = f" ±{statistics.stdev(values):.4f}" if len(values) > 1 else ""
                 cells.append(f"{statistics.fmean(values):.4f}{spread}" if values else "-")
             cells += _costs(those) if split == splits[0] else ["", "", ""]
-            cells.append("below untuned" if any(row["below_untuned"] for row in those) else "")
+            cells.append(", ".join(alarms(those).get(variant, [])))
             table.add_row(*cells)
     return table
 

@@ -243,10 +243,13 @@ class Runner:
                 "dataset": self.dataset.name,
                 "split": split,
                 "metrics": metrics,
+                "selector": state.get("selector"),
+                "findings": state.get("findings", []),
             }
             for state in states
             for split, metrics in state["metrics"].items()
         ]
+        rows = mark_below_untuned(rows, metric)
         found = comparisons(states, metric)
         results = {
             "schema": SCHEMA,
@@ -266,9 +269,9 @@ class Runner:
                 "seeds": self.benchmark.seeds,
                 "variants": list(self.benchmark.variants),
             },
-            "rows": mark_below_untuned(rows, metric),
+            "rows": rows,
             "comparisons": comparison_rows(found),
-            "verdict": verdict(found, mixed),
+            "verdict": verdict(found, rows, mixed),
             "mixture": mixed,
             "environment": places[-1] if places else describe_environment(self.device),
             "environments": places,

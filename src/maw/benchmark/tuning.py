@@ -108,7 +108,7 @@ def save_model(
         dataset=dataset.report(),
         variant=f"{tuned.variant.name}: {tuned.variant.text}",
         maw=None if tuned.config is None else tuned.config.to_dict(),
-        settings={**asdict(tuned.settings), **tuned.outcome},
+        settings=asdict(tuned.settings) | {name: tuned.outcome[name] for name in tuned.outcome if name != "selector"},
         metrics=metrics,
     )
     shutil.rmtree(folder, ignore_errors=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from maw.errors import MAWError
+from maw.retrieval.aside import remove_parts, write_whole
 
 __all__ = [
     "check_identity",
@@ -105,6 +106,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any], resumed: Path | No
     Raises:
         MAWError: the checkpoint belongs to a training that differs; the message says in what.
     """
+    remove_parts(folder)
     file = folder / IDENTITY
     own = json.loads(json.dumps(identity))
     if resumed is None:
@@ -144,13 +146,8 @@ def shorten_log(log_file: Path, step: int | None, processes: int) -> list[str]:
 
 
 def write_aside(path: Path, text: str) -> None:
-    """Write a file so that it is either the old one or the whole new one, whatever happens meanwhile."""
-    aside = path.with_name(f".{path.name}.part")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    """Write a text so that the file is either the old one or the whole new one, whatever happens meanwhile."""
+    write_whole(path, [text.encode()])
 
 
 def _files(path: Path) -> list[Path]:

@@ -21,13 +21,14 @@ from maw.errors import MAWError
 from maw.retrieval.aside import check_file, read_json, refuse_writing, remove_parts
 from maw.retrieval.corpus_file import CorpusFile
 from maw.retrieval.identity import document_prompt, encoder_fingerprint, is_normalised
+from maw.retrieval.processes import own_share
 from maw.retrieval.shard_encoder import Finished, Pace, ShardEncoder
 from maw.retrieval.vector_plan import Plan, settle, shard_file
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["EncodingSettings", "Outcome", "encode_corpus", "own_share"]
+__all__ = ["EncodingSettings", "Outcome", "encode_corpus"]
 
 
 @dataclass(frozen=True)
@@ -78,17 +79,6 @@ class Outcome:
     waited: float
     complete: bool
     missing: int
-
-
-def own_share() -> tuple[int, int]:
-    """This process's number and how many there are, as torchrun says in the environment; (0, 1) without it."""
-    try:
-        rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError as error:
-        raise MAWError(f"RANK and WORLD_SIZE in the environment must be whole numbers: {error}") from error
-    if not 0 <= rank < processes:
-        raise MAWError(f"RANK must be from 0 to WORLD_SIZE - 1, got {rank} of {processes}")
-    return rank, processes
 
 
 def encode_corpus(

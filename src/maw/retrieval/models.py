@@ -46,7 +46,7 @@ def packaged_encoder() -> Path:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto` (cuda, else mps, else cpu) or a device by name; of several processes each gets a GPU of its own.
+    """`auto` (cuda, else mps, else cpu) or a device by name.
 
     Raises:
         MAWError: no such device here.
@@ -62,8 +62,6 @@ def choose_device(name: str = "auto") -> torch.device:
         raise MAWError(f"device must be auto, cpu, cuda or mps, got {name!r}")
     if not available[kind]:
         raise MAWError(f"device {name!r} was asked for, but this machine has none: use --device cpu")
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # set by torchrun and accelerate launch
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
     return torch.device(name)
 
 

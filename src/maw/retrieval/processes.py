@@ -8,23 +8,36 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from maw.errors import MAWError
+
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["first_process_first", "leave", "process_index", "processes"]
+__all__ = ["first_process_first", "leave", "own_share", "process_index", "processes"]
 
 PATIENCE = timedelta(days=7)
 """How long the others wait for what the first process does alone; it may go through a whole corpus."""
 
 
+def own_share() -> tuple[int, int]:
+    """This process's number and how many there are, as torchrun says in the environment; (0, 1) without it."""
+    try:
+        rank, processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    except ValueError as error:
+        raise MAWError(f"RANK and WORLD_SIZE in the environment must be whole numbers: {error}") from error
+    if not 0 <= rank < processes:
+        raise MAWError(f"RANK must be from 0 to WORLD_SIZE - 1, got {rank} of {processes}")
+    return rank, processes
+
+
 def process_index() -> int:
     """This process's number, 0 for the first or only one."""
-    return int(os.environ.get("RANK", "0"))
+    return own_share()[0]
 
 
 def processes() -> int:
     """How many processes work together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return own_share()[1]
 
 
 @contextmanager
@@ -40,7 +53,8 @@ def first_process_first(device: torch.device) -> Generator[None]:
     import torch.distributed as dist
     from accelerate import PartialState
 
-    PartialState(cpu=device.type == "cpu")  # sets up the process group where nobody has
+    # sets up the process group where nobody has; as long a wait as Transformers' arguments have
+    PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=30))
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
     if process_index() > 0:
         dist.barrier(group)

@@ -5,14 +5,17 @@ To go on exactly: every checkpoint is whole or does not count (`maw.retrieval.ch
 so that no mean over steps is half done; evaluation leaves the random state as it was; and the samples that MAW keeps
 for later updates are part of it. Everything else (weights, optimiser, schedule, the random states of every process) is
 in the checkpoints of Transformers' trainer already.
+
+What `maw.collapse` finds goes into the JSON log once in a training; an alarm is a warning, too.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import random
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,13 +30,28 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import ProgressCallback, TrainerCallback
 
+from maw.collapse import Finding, Watch
 from maw.errors import MAWError
 from maw.hf.attach import maw_layers
 from maw.retrieval.batches import Batches, Collator, chained
 from maw.retrieval.checkpoints import checkpoint, mark_whole, remove_checkpoint, remove_checkpoints
 from maw.retrieval.losses import AuxiliaryLoss
+from maw.retrieval.probe import probe
 
-__all__ = ["Checkpoints", "Progress", "Trainer"]
+__all__ = ["Checkpoints", "Progress", "Trainer", "logged_findings"]
+
+PROBE_EVERY = 25
+"""Steps between two probes of the model, at least; the trained model is probed in any case."""
+
+logger = logging.getLogger(__name__)
+
+
+def logged_findings(log_file: Path) -> list[Finding]:
+    """What was found so far in a training, by its JSON log; nothing where there is none."""
+    if not log_file.is_file():
+        return []
+    entries = (json.loads(line) for line in log_file.read_text(encoding="utf-8").splitlines())
+    return [Finding(**found) for entry in entries for found in entry.get("findings", [])]
 
 
 class Trainer(SentenceTransformerTrainer):
@@ -43,17 +61,24 @@ class Trainer(SentenceTransformerTrainer):
         batches: what is trained on, this process's share.
         log_file: one JSON object a log entry, written by the first process.
         data: the checksum of what this process has trained on so far.
+        probe_texts: what the model is looked at on (`maw.retrieval.probe`); with fewer than two it is not.
         options: those of `SentenceTransformerTrainer`; `loss` is an `AuxiliaryLoss`.
     """
 
     loss: AuxiliaryLoss
 
-    def __init__(self, *, batches: Batches, log_file: Path, data: str = "", **options: Any) -> None:
+    def __init__(
+        self, *, batches: Batches, log_file: Path, data: str = "", probe_texts: Sequence[str] = (), **options: Any
+    ) -> None:
         super().__init__(**options)
         self.batches = batches
         self.log_file = log_file
         self.data = data
         self.unchecked: tuple[int, Tensor] | None = None
+        self.probe_texts = probe_texts
+        self.probed: int | None = None
+        self.watch = Watch(logged_findings(log_file))
+        self.selector: dict[str, float] | None = None
 
     def get_train_dataloader(self) -> DataLoader:
         """Our own batches: they are shares of one batch already, so nothing is left for others to cut."""
@@ -155,6 +180,7 @@ class Trainer(SentenceTransformerTrainer):
                 value = torch.stack([statistic[name] for statistic in statistics])
                 if value.ndim == 1:
                     logs[name] = round(float(value.mean()), 6)
+            self.selector = {name: logs[name] for name in statistics[0] if name in logs}
         super().log(logs, start_time)
         if not self.is_world_process_zero():
             return
@@ -164,6 +190,28 @@ class Trainer(SentenceTransformerTrainer):
             entry["depth_usage"] = [[round(share, 6) for share in layer] for layer in usage]
         if data:
             entry["data"] = data
+        found = self.watch.selectors(self.state.global_step, statistics)
+        if "loss" in logs and (self.probed is None or self.state.global_step >= self.probed + PROBE_EVERY):
+            found += self.probe()
+        self._write(entry, found)
+
+    def probe(self) -> list[Finding]:
+        """Look at the model on a few texts; the findings that are new. A model without MAW has none."""
+        if len(self.probe_texts) < 2 or not maw_layers(self.model):
+            return []
+        self.probed = self.state.global_step
+        return self.watch.probed(self.probed, probe(self.model, self.probe_texts))
+
+    def finish(self) -> None:
+        """Look at the trained model, the best one where there is a dev split, and log what is found."""
+        if self.is_world_process_zero() and (found := self.probe()):
+            self._write({"step": self.state.global_step}, found)
+
+    def _write(self, entry: dict[str, Any], found: Sequence[Finding]) -> None:
+        for finding in found:
+            logger.log(logging.WARNING if finding.level == "alarm" else logging.INFO, "%s", finding)
+        if found:
+            entry["findings"] = [finding.to_dict() for finding in found]
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({name.removeprefix("eval_"): value for name, value in entry.items()}) + "\n")
 
@@ -185,9 +233,12 @@ class Checkpoints(TrainerCallback):
         self.batches = batches
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The best checkpoint is where this training's folder is now."""
-        if state.best_global_step is not None:
-            state.best_model_checkpoint = str(checkpoint(self.folder, state.best_global_step))
+        """The best checkpoint is where this training's folder is now; what a killed process left beside it goes."""
+        best = None if state.best_global_step is None else checkpoint(self.folder, state.best_global_step)
+        if best is not None:
+            state.best_model_checkpoint = str(best)
+        if state.is_world_process_zero:
+            remove_checkpoints(self.folder, keep=(checkpoint(self.folder, state.global_step), best))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The order of this epoch."""

@@ -78,17 +78,20 @@ def train(
         show_progress: whether to draw a progress bar.
 
     Returns:
-        steps, pairs, processes, the best dev metric, whether it was resumed, and the seed of every draw.
+        steps, pairs, processes, the best dev metric, whether it was resumed, the seed of every draw, the selectors'
+        last logged statistics (`selector`, None without) and what `maw.collapse` found (`findings`).
 
     Raises:
-        MAWError: no training pairs, a batch larger than the training set, a checkpoint of another training in the
-            folder, or a loss that is not finite.
+        MAWError: no training pairs, a batch larger than the training set, negatives without `hard_negatives`, a
+            checkpoint of another training in the folder, or a loss that is not finite.
     """
     pairs = dataset.training_pairs(settings.positives_per_query, settings.seed)
     has_dev = "dev" in dataset.splits
     arguments = _arguments(model, folder, settings, has_dev=has_dev, show_progress=show_progress)
     rank, processes = arguments.process_index, arguments.world_size  # known from here on
     _check_batch(dataset.name, len(pairs), settings.batch_size, processes)
+    if negatives is not None and not settings.hard_negatives:
+        raise MAWError("negatives are given, but hard_negatives is 0: say how many of them a pair gets")
     if negatives is None:
         negatives = find_negatives(dataset, settings, model, folder / "negatives")
     rows, drawn_negatives = with_negatives(dataset, pairs, negatives or {}, settings.hard_negatives, settings.seed)
@@ -100,7 +103,7 @@ def train(
     if settings.gradient_checkpointing:
         _checkpoint_layers(model)
     log_file = folder / "log.jsonl" if log_file is None else log_file
-    checkpoint, data = _resume(folder, log_file, arguments, _identity(model, batches, settings))
+    checkpoint, data = _resume(folder, log_file, arguments, _identity(model, dataset, batches, settings))
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     loss = contrastive_loss(
         model,
@@ -108,6 +111,7 @@ def train(
         mini_batch_size=settings.mini_batch_size,
         gather=processes > 1,
     )
+    some = pairs[:: max(1, len(pairs) // 4)][:4]
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -117,6 +121,7 @@ def train(
         batches=batches,
         log_file=log_file,
         data=data,
+        probe_texts=[text for q, d in some for text in (dataset.queries[q], dataset.documents[d])],
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -127,6 +132,7 @@ def train(
         torch.manual_seed(seeds[rank])
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.check_loss()
+    trainer.finish()
     for layer in maw_layers(model):
         layer.collect()  # the model keeps nothing of its training
     if has_dev and trainer.state.best_model_checkpoint is None:
@@ -143,6 +149,8 @@ def train(
         "processes": processes,
         f"dev_{METRIC}": trainer.state.best_metric,
         "resumed": checkpoint is not None,
+        "selector": trainer.selector,
+        "findings": [finding.to_dict() for finding in trainer.watch.found.values()],
         "seeds": {"training": seeds, **{name: settings.seed for name, is_drawn in drawn.items() if is_drawn}},
     }
 
@@ -188,7 +196,9 @@ def _schedule(arguments: SentenceTransformerTrainingArguments, settings: Trainin
     arguments.logging_steps = max(1, steps // 50)
 
 
-def _identity(model: SentenceTransformer, batches: Batches, settings: TrainingSettings) -> dict[str, Any]:
+def _identity(
+    model: SentenceTransformer, dataset: RetrievalDataset, batches: Batches, settings: TrainingSettings
+) -> dict[str, Any]:
     """What decides the weights that a training ends with."""
     data = hashlib.sha256(batches.hashes.tobytes())
     for row in batches.texts.rows:
@@ -198,7 +208,7 @@ def _identity(model: SentenceTransformer, batches: Batches, settings: TrainingSe
         "settings": {name: value for name, value in asdict(settings).items() if name != "save_steps"},
         "weights": fingerprint(model),
         "maw": [layer.config.to_dict() for layer in maw_layers(model)],
-        "data": data.hexdigest(),
+        "data": [data.hexdigest(), dict(dataset.checksums)],
         "processes": batches.processes,
         "device": model.device.type,
         **{name: _version(name) for name in packages},

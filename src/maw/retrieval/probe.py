@@ -1,0 +1,131 @@
+"""Look at a model on a few texts in the middle of its training, and leave no trace of having looked.
+
+What the selectors' statistics cannot show: how sharp the attention of MAW's layers is, whether training and evaluation
+make the same vectors, and whether padding is masked. `maw.collapse.probe_findings` judges the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from maw.hf.attach import maw_layers
+from maw.module import DepthAttention
+from maw.shapes import repeat_heads
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["TOKENS", "probe"]
+
+TOKENS = 64
+"""Texts are cut to this many tokens."""
+
+
+@torch.no_grad()
+def probe(model: SentenceTransformer, texts: Sequence[str]) -> dict[str, Any]:
+    """A few texts as in evaluation, together and each alone without padding, and with the depth weights of training.
+
+    Modes, random numbers and records of the model are left as they were.
+
+    Args:
+        model: an encoder with MAW.
+        texts: at least two different ones.
+
+    Returns:
+        `attention_entropy`: for every MAW layer the entropy of its attention over log(real keys), mean over heads,
+        real tokens and texts. `selection_gap`: by how much training's depth weights move a vector, relative to the mean
+        distance of two texts. `mask_error`: by how much padding moves a vector, relative to its length, the largest of
+        all texts. `view_spread`: for every MAW layer how far its view vectors are from their mean over depths,
+        relative to their length; 0 where all slices are the same.
+    """
+    layers = maw_layers(model)
+    with _untouched(model, layers):
+        model.eval()
+        with ExitStack() as stack:
+            entropies = [stack.enter_context(_attention_entropy(layer)) for layer in layers]
+            evaluated = _vectors(model, texts)
+        alone = torch.cat([_vectors(model, [text]) for text in texts])
+        for layer in layers:
+            layer.train()
+        trained = _vectors(model, texts)
+    apart = torch.pdist(evaluated).mean()
+    return {
+        "attention_entropy": [float(torch.cat(found).mean()) if found else math.nan for found in entropies],
+        "selection_gap": float((trained - evaluated).norm(dim=-1).mean() / apart),
+        "mask_error": float(((evaluated - alone).norm(dim=-1) / alone.norm(dim=-1)).max()),
+        "view_spread": [max(_spread(layer.query_views), _spread(layer.key_views)) for layer in layers],
+    }
+
+
+def _vectors(model: SentenceTransformer, texts: Sequence[str]) -> Tensor:
+    """Embeddings in float32, of one batch."""
+    limit = min(TOKENS, model.max_seq_length or TOKENS)
+    features = model.tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    return model({name: tensor.to(model.device) for name, tensor in features.items()})["sentence_embedding"].float()
+
+
+def _spread(views: Tensor) -> float:
+    return float((views - views.mean(dim=1, keepdim=True)).norm() / views.norm())
+
+
+@contextmanager
+def _untouched(model: nn.Module, layers: Sequence[DepthAttention]) -> Generator[None]:
+    """Everything that a forward changes is put back: modes, random numbers, and what MAW's layers remember."""
+    modes = [(module, module.training) for module in model.modules()]
+    kept = [(layer, list(layer.records), layer.rollouts, layer.gradient_scale.texts) for layer in layers]
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices):
+            for layer in layers:
+                layer.rollouts = None
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for layer, records, rollouts, texts in kept:
+            layer.records.clear()
+            layer.records.extend(records)
+            layer.rollouts = rollouts
+            layer.gradient_scale.texts = texts
+
+
+@contextmanager
+def _attention_entropy(layer: DepthAttention) -> Generator[list[Tensor]]:
+    """Until it ends, every forward of this layer leaves the mean attention entropy of its texts."""
+    found: list[Tensor] = []
+
+    def listen(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        _, key, _, mask = arguments
+        attend: Callable[[Tensor], Any] = options["attend"]
+
+        def attend_and_note(transformed: Tensor) -> Any:
+            found.append(_entropy(transformed, key, mask, layer.scaling))
+            return attend(transformed)
+
+        return arguments, {**options, "attend": attend_and_note}
+
+    handle = layer.register_forward_pre_hook(listen, with_kwargs=True)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def _entropy(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """Normalised attention entropy over real keys, mean over heads and real queries; (B,), texts of one token left out.
+
+    A causal mask or a window is not applied: what is asked is how sharp the logits are.
+    """
+    logits = scaling * query.float() @ repeat_heads(key, query.shape[1]).float().transpose(-1, -2)
+    mask = logits.new_ones(len(key), key.shape[2], dtype=torch.bool) if mask is None else mask
+    attention = logits.masked_fill(~mask[:, None, None, :], -math.inf).softmax(dim=-1)
+    entropy = torch.special.entr(attention).sum(dim=-1).mean(dim=1)
+    tokens = mask.sum(dim=-1)
+    mean = (entropy * mask).sum(dim=-1) / tokens / tokens.clamp(min=2).log()
+    return mean[tokens > 1]
