@@ -16,15 +16,14 @@ from rich.console import Console
 
 from maw.cli import (
     BenchmarkCommand,
-    EncodeCommand,
     EvaluateCommand,
     InspectCommand,
     ReportCommand,
-    SearchCommand,
     TrainCommand,
 )
 from maw.errors import MAWError
 from maw.progress import duration
+from maw.vector_options import EncodeCommand, SearchCommand
 
 if TYPE_CHECKING:
     from maw.benchmark.plan import Benchmark

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from maw.cli import EncodeCommand, SearchCommand
 from maw.errors import MAWError
 from maw.progress import counting, duration
+from maw.vector_options import EncodeCommand, SearchCommand
 
 __all__ = ["encode", "search"]
 

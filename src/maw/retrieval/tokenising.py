@@ -155,7 +155,7 @@ def workers(tokeniser: Tokeniser, number: int) -> Generator[tuple[Executor, Any]
             yield executor, lambda block: tokeniser(block.texts())
         return
     context = multiprocessing.get_context("forkserver")  # a fork of this process would copy its threads' locks
-    context.set_forkserver_preload(["sentence_transformers.sentence_transformer.modules"])
+    context.set_forkserver_preload(["__main__", "sentence_transformers.sentence_transformer.modules"])
     executor = ProcessPoolExecutor(number, mp_context=context, initializer=_start, initargs=(tokeniser,))
     try:
         yield executor, tokenise_block
