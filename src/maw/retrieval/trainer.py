@@ -43,6 +43,9 @@ __all__ = ["Checkpoints", "Progress", "Trainer", "logged_findings"]
 PROBE_EVERY = 25
 """Steps between two probes of the model, at least; the trained model is probed in any case."""
 
+OF_THE_TRAINER = ("loss", "grad_norm", "learning_rate", "epoch", "step")
+"""What a log entry has beside the selectors' statistics."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -78,7 +81,6 @@ class Trainer(SentenceTransformerTrainer):
         self.probe_texts = probe_texts
         self.probed: int | None = None
         self.watch = Watch(logged_findings(log_file))
-        self.selector: dict[str, float] | None = None
 
     def get_train_dataloader(self) -> DataLoader:
         """Our own batches: they are shares of one batch already, so nothing is left for others to cut."""
@@ -180,7 +182,6 @@ class Trainer(SentenceTransformerTrainer):
                 value = torch.stack([statistic[name] for statistic in statistics])
                 if value.ndim == 1:
                     logs[name] = round(float(value.mean()), 6)
-            self.selector = {name: logs[name] for name in statistics[0] if name in logs}
         super().log(logs, start_time)
         if not self.is_world_process_zero():
             return
@@ -194,6 +195,14 @@ class Trainer(SentenceTransformerTrainer):
         if "loss" in logs and (self.probed is None or self.state.global_step >= self.probed + PROBE_EVERY):
             found += self.probe()
         self._write(entry, found)
+
+    @property
+    def selector(self) -> dict[str, float] | None:
+        """The selectors' last logged statistics, of a training that was stopped and went on too; None without any."""
+        for entry in reversed(self.state.log_history):
+            if "policy_entropy" in entry:
+                return {name: value for name, value in entry.items() if name not in OF_THE_TRAINER}
+        return None
 
     def probe(self) -> list[Finding]:
         """Look at the model on a few texts; the findings that are new. A model without MAW has none."""
