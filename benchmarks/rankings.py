@@ -1,11 +1,11 @@
 """Whether the ranking depends on batches and processes: the same corpus encoded in several ways, all queries ranked.
 
-    python benchmarks/rankings.py --pool FOLDER [--device cuda] [--every 1] [--max-length 128]
+    python benchmarks/rankings.py --pool FOLDER [--device cuda] [--every 1] [--max-length 128] [--processes 8]
 
 FOLDER has corpus.jsonl and queries.jsonl in BEIR's layout. The corpus is encoded in float32 with at most 1, 32 and 512
-texts a batch, and by two processes; every query is ranked to depth 100 against each. A place is a swap where two
-rankings have different documents in it; the scores of the two, both against the first encoding in float32, may differ
-by less than 1e-5, else the script fails.
+texts a batch, and by two processes (single texts, the slowest way, by --processes of them); every query is ranked to
+depth 100 against each. A place is a swap where two rankings have different documents in it; the scores of the two, both
+against the first encoding in float32, may differ by less than 1e-5, else the script fails.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--model", default="packaged")
     parser.add_argument("--every", type=int, default=1, help="take every so manyth passage")
     parser.add_argument("--max-length", type=int)
+    parser.add_argument("--processes", type=int, default=1, help="for the encoding of one text a batch")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     queries = read_queries(arguments.pool / "queries.jsonl")
@@ -85,8 +86,9 @@ def main() -> None:
         lines = (arguments.pool / "corpus.jsonl").read_bytes().splitlines(keepends=True)
         corpus.write_bytes(b"".join(lines[:: arguments.every]))
         base = None
-        for number, (name, way) in enumerate(WAYS.items()):
-            store = make(arguments, corpus, Path(folder) / str(number), *way)
+        for number, (name, (batch_size, processes)) in enumerate(WAYS.items()):
+            together = arguments.processes if batch_size == 1 else processes
+            store = make(arguments, corpus, Path(folder) / str(number), batch_size, together)
             if base is None:
                 base = store
                 continue
