@@ -185,10 +185,12 @@ def main() -> None:
         stages = alone(models["MAW"], work, pace, device, max(1, 200_000 // arguments.shard_size))
         rates["SentenceTransformer.encode"] = baseline(models["host"], texts, arguments.baseline, device)
     floor = min(("tokenising", "model", "disk"), key=stages.__getitem__)
+    left_out = ("output", "work", "corpus", "commit")
     results = {
         "corpus": arguments.corpus.name,
         "settings": {
-            name: value for name, value in vars(arguments).items() if name not in ("output", "work", "corpus", "commit")
+            **{name: value for name, value in vars(arguments).items() if name not in left_out},
+            "model": Path(arguments.model).name,
         },
         "passages a second, text to disk": rates,
         "host / SentenceTransformer.encode": rates["host"] / rates["SentenceTransformer.encode"],
