@@ -24,6 +24,7 @@ from maw.benchmark.results import (
     verdict,
     write_per_query,
 )
+from maw.benchmark.usage import depth_usage
 from maw.errors import MAWError
 from maw.retrieval.assessment import dense_rankings
 from maw.retrieval.bm25 import bm25_run
@@ -159,6 +160,7 @@ class Runner:
                 show_progress=self.show_progress,
             )
             found = self._rank(tuned.model)
+        usage = depth_usage(tuned.model, self.dataset, self.splits)
         metrics = {split: self._evaluate(split, ranking).means for split, ranking in found.items()}
         save_model(
             tuned,
@@ -168,7 +170,7 @@ class Runner:
             metrics=metrics,
         )
         remove_checkpoints(work)
-        return found, cost, {**tuned.parameters, **tuned.outcome}
+        return found, cost, {**tuned.parameters, **tuned.outcome, "depth_usage": usage}
 
     def _rank(self, model: SentenceTransformer) -> dict[str, Ranking]:
         return dense_rankings(model, self.dataset, self.splits, show_progress=self.show_progress)
@@ -227,7 +229,8 @@ class Runner:
         return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
 
     def write_results(self) -> dict[str, Any]:
-        """Write `results.json`, `per_query.parquet` and `report.html` from the finished runs."""
+        """Write the results, `per_query.parquet`, `report.html` and, at the end, `moved.json` from what is finished."""
+        from maw.benchmark.moved import write_moved
         from maw.benchmark.report import write_report
 
         states, metric = self.finished_states(), self.benchmark.metric
@@ -271,6 +274,11 @@ class Runner:
             },
             "rows": rows,
             "comparisons": comparison_rows(found),
+            "depth_usage": [
+                {"variant": state["variant"], "seed": state["seed"], **state["depth_usage"]}
+                for state in states
+                if state.get("depth_usage") is not None
+            ],
             "verdict": verdict(found, rows, mixed),
             "mixture": mixed,
             "environment": places[-1] if places else describe_environment(self.device),
@@ -280,6 +288,8 @@ class Runner:
         }
         write_aside(self.folder / "results.json", json.dumps(results, indent=1, default=str))
         write_per_query(self.folder / "per_query.parquet", states)
+        if results["finished"]:
+            write_moved(self.folder, results["comparisons"], self.dataset)
         write_report(self.folder)
         return results
 

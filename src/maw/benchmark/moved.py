@@ -1,0 +1,144 @@
+"""The queries that a variant answers most differently from its twin: their texts and top passages, before and after.
+
+The run files have ids only, so the few texts that the report shows are kept beside the results, in `moved.json`, when a
+benchmark is finished. The file has texts of the data set: it is as free to pass on as those are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maw.benchmark.per_query import Pair, PerQuery, pair, read_per_query
+from maw.retrieval.checkpoints import write_aside
+
+if TYPE_CHECKING:
+    from maw.retrieval.datasets import RetrievalDataset
+
+__all__ = ["FILE", "SCHEMA", "check_entry", "cut", "write_moved"]
+
+FILE, SCHEMA = "moved.json", 1
+LETTERS = 320
+"""Longer texts are cut."""
+PASSAGES = 3
+"""Passages shown of each ranking."""
+RELEVANT = 2
+"""Relevant documents whose ranks are shown, those with the highest grade first."""
+
+
+def write_moved(folder: Path, comparisons: Sequence[Mapping[str, Any]], dataset: RetrievalDataset) -> None:
+    """Write `moved.json` into a finished benchmark's folder.
+
+    Args:
+        folder: with `per_query.parquet` and `runs/`.
+        comparisons: as in `results.json`.
+        dataset: the texts and judgements.
+    """
+    values = read_per_query(folder / "per_query.parquet")
+    entries = [_entry(folder, values, one, dataset) for one in comparisons]
+    entries = [entry for entry in entries if entry is not None]
+    shown = {
+        document
+        for entry in entries
+        for query in entry["queries"]
+        for document in (*(one["id"] for one in query["relevant"]), *query["before"]["top"], *query["after"]["top"])
+    }
+    texts = {document: cut(dataset.documents[document]) for document in sorted(shown) if document in dataset.documents}
+    whole = {"schema": SCHEMA, "comparisons": entries, "documents": texts}
+    write_aside(folder / FILE, json.dumps(whole, indent=1, ensure_ascii=False))
+
+
+def cut(text: str) -> str:
+    """The beginning of a text, with an ellipsis where there was more.
+
+    >>> cut("short"), len(cut("long " * 100))
+    ('short', 321)
+    """
+    return text if len(text) <= LETTERS else f"{text[:LETTERS]}…"
+
+
+def check_entry(query: Mapping[str, Any]) -> None:
+    """Raise KeyError or TypeError unless a query's entry, read from a file, has all that the report shows of it."""
+    for side in (query["before"], query["after"]):
+        float(side["value"]), float(side["mean"]), dict(side["top"])
+    for document in query["relevant"]:
+        before, after = document["ranks"]
+        texts = document["id"], query["query_id"], query["text"]
+        ranks = before, after, document["grade"], query["relevant_in_all"]
+        if not all(isinstance(one, str) for one in texts) or not all(isinstance(one, int | None) for one in ranks):
+            raise TypeError(f"query {query['query_id']!r} has a rank that is no number, or a text that is none")
+
+
+def _entry(
+    folder: Path, values: PerQuery, comparison: Mapping[str, Any], dataset: RetrievalDataset
+) -> dict[str, Any] | None:
+    names = {name: comparison[name] for name in ("variant", "baseline", "split", "metric")}
+    compared = pair(values, **names)
+    places = [] if compared is None else [place for those in compared.moved() for place in those]
+    if compared is None or not places:
+        return None
+    seed = compared.typical_seed(places)
+    wanted = {str(compared.queries[place]) for place in places}
+    rankings = [
+        _rankings(_run_file(folder, names[one], seed, names["split"]), wanted) for one in ("baseline", "variant")
+    ]
+    judged = dataset.judgements(names["split"])
+    return {
+        **names,
+        "seed": seed,
+        "queries": [_query(compared, place, seed, rankings, judged, dataset) for place in places],
+    }
+
+
+def _query(
+    compared: Pair,
+    place: int,
+    seed: int | None,
+    rankings: Sequence[Mapping[str, Sequence[str]]],
+    judged: Mapping[str, Mapping[str, int]],
+    dataset: RetrievalDataset,
+) -> dict[str, Any]:
+    name, row = str(compared.queries[place]), compared.seeds.index(seed)
+    ranks = [{document: rank for rank, document in enumerate(one.get(name, ()), start=1)} for one in rankings]
+    grades = {document: grade for document, grade in judged[name].items() if grade > 0}
+    lowest = 1 + max(map(len, ranks))
+    best = sorted(grades, key=lambda one: (-grades[one], min(found.get(one, lowest) for found in ranks), one))
+    relevant = [{"id": one, "grade": grades[one], "ranks": [found.get(one) for found in ranks]} for one in best]
+    sides = {}
+    for side, ranking, of_seeds in zip(
+        ("before", "after"), rankings, (compared.baseline, compared.variant), strict=True
+    ):
+        top = list(ranking.get(name, ()))[:PASSAGES]
+        sides[side] = {
+            "value": float(of_seeds[row, place]),
+            "mean": float(of_seeds[:, place].mean()),
+            "top": {document: judged[name].get(document) for document in top},
+        }
+    return {
+        "query_id": name,
+        "text": cut(dataset.queries[name]),
+        **sides,
+        "relevant": relevant[:RELEVANT],
+        "relevant_in_all": len(relevant),
+    }
+
+
+def _run_file(folder: Path, variant: str, seed: int | None, split: str) -> Path:
+    name = variant if seed is None else f"{variant}-seed{seed}"
+    return folder / "runs" / f"{name}-{split.replace('/', '-')}.trec"
+
+
+def _rankings(path: Path, wanted: Collection[str]) -> dict[str, list[str]]:
+    """Query id -> document ids in rank order, of these queries alone; nothing where the run file was removed."""
+    found: dict[str, list[str]] = {}
+    if not path.is_file():
+        return found
+    start = {query.encode() for query in wanted}
+    with path.open("rb") as file:
+        for line in file:  # millions: only those that are wanted are taken apart
+            if line.partition(b" ")[0] in start:
+                query, _, document, *_ = line.decode().split()
+                found.setdefault(query, []).append(document)
+    return found
