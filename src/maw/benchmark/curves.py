@@ -49,12 +49,12 @@ def curves(
             panel.grid(visible=True, axis="y")
             panel.locator_params(nbins=4 if columns < 3 else 3)
             if place + columns >= len(runs):
-                panel.set_xlabel("step")
                 panel.tick_params(labelbottom=True)
         if lowest is not None:
             highest = max(value for found in runs.values() for curve in found for value in curve.values())
             panels[0, 0].set_ylim(lowest, max(lowest + 0.05, lowest + 1.05 * (highest - lowest)))
         figure.supylabel(label, fontsize=10)
+        figure.supxlabel("step", fontsize=10)
 
     many = max(len(found) for found in runs.values()) > LINES
     longest = max(len(curve) for found in runs.values() for curve in found)

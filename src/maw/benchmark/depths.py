@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["SHADES", "Usage", "strips", "usage_lines"]
+__all__ = ["SHADES", "Usage", "figures", "strips", "usage_lines"]
 
 SHADES = 8.0
 """Depth usage of SHADES times the uniform share, or 1 / SHADES of it, has the fullest colour."""
+TOGETHER = 4
+"""Variants in one figure."""
 LESS, MORE = (0.20, 0.55, 0.85), (0.90, 0.45, 0.0)  # readable on light and on dark
 
 
@@ -33,6 +35,18 @@ class Usage:
     layer: int
     kind: str
     shares: Sequence[float]
+
+
+def figures(name: str, title: str, found: Sequence[Usage], kinds: Sequence[str]) -> list[Plot]:
+    """`strips` of up to `TOGETHER` variants each."""
+    variants = list(dict.fromkeys(one.variant for one in found))
+    groups = [variants[begin : begin + TOGETHER] for begin in range(0, len(variants), TOGETHER)]
+    made = []
+    for number, group in enumerate(groups, start=1):
+        those = [one for one in found if one.variant in group]
+        of_all = f" ({number} of {len(groups)})" if len(groups) > 1 else ""
+        made.append(strips(f"{name}-{number}" if number > 1 else name, title + of_all, those, kinds))
+    return made
 
 
 def strips(name: str, title: str, found: Sequence[Usage], kinds: Sequence[str]) -> Plot:

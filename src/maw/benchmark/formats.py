@@ -65,8 +65,14 @@ def metric(value: object) -> str:
 
 
 def signed(value: object) -> str:
-    """A difference, with its sign."""
-    return "—" if (got := number(value)) is None else f"{got:+.4f}".replace("-", "−")
+    """A difference, with its sign.
+
+    >>> signed(0.25), signed(-0.00001)
+    ('+0.2500', '0.0000')
+    """
+    if (got := number(value)) is None:
+        return "—"
+    return f"{got:+.4f}".replace("-", "−") if abs(got) >= 0.00005 else "0.0000"
 
 
 def probability(value: object) -> str:

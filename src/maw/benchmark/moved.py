@@ -66,7 +66,7 @@ def check_entry(query: Mapping[str, Any]) -> None:
     for document in query["relevant"]:
         before, after = document["ranks"]
         texts = document["id"], query["query_id"], query["text"]
-        ranks = before, after, document["grade"], query["relevant_in_all"]
+        ranks = before, after, document["grade"], query["relevant_in_all"], query["seed"]
         if not all(isinstance(one, str) for one in texts) or not all(isinstance(one, int | None) for one in ranks):
             raise TypeError(f"query {query['query_id']!r} has a rank that is no number, or a text that is none")
 
@@ -79,46 +79,45 @@ def _entry(
     places = [] if compared is None else [place for those in compared.moved() for place in those]
     if compared is None or not places:
         return None
-    seed = compared.typical_seed(places)
-    wanted = {str(compared.queries[place]) for place in places}
-    rankings = [
-        _rankings(_run_file(folder, names[one], seed, names["split"]), wanted) for one in ("baseline", "variant")
-    ]
-    judged = dataset.judgements(names["split"])
-    return {
-        **names,
-        "seed": seed,
-        "queries": [_query(compared, place, seed, rankings, judged, dataset) for place in places],
-    }
+    rows = compared.typical_rows(places)
+    queries = []
+    for row in sorted(set(rows)):
+        those = [place for place, own in zip(places, rows, strict=True) if own == row]
+        wanted = {str(compared.queries[place]) for place in those}
+        files = [_run_file(folder, names[one], compared.seeds[row], names["split"]) for one in ("baseline", "variant")]
+        rankings = [_rankings(file, wanted) for file in files]
+        queries += [_query(compared, place, row, rankings, names["split"], dataset) for place in those]
+    return {**names, "queries": queries}
 
 
 def _query(
     compared: Pair,
     place: int,
-    seed: int | None,
+    row: int,
     rankings: Sequence[Mapping[str, Sequence[str]]],
-    judged: Mapping[str, Mapping[str, int]],
+    split: str,
     dataset: RetrievalDataset,
 ) -> dict[str, Any]:
-    name, row = str(compared.queries[place]), compared.seeds.index(seed)
+    """What is kept of one query, with the rankings that the twin and the variant gave it in one seed."""
+    name = str(compared.queries[place])
+    judged = dataset.judgements(split)[name]
     ranks = [{document: rank for rank, document in enumerate(one.get(name, ()), start=1)} for one in rankings]
-    grades = {document: grade for document, grade in judged[name].items() if grade > 0}
+    grades = {document: grade for document, grade in judged.items() if grade > 0}
     lowest = 1 + max(map(len, ranks))
     best = sorted(grades, key=lambda one: (-grades[one], min(found.get(one, lowest) for found in ranks), one))
     relevant = [{"id": one, "grade": grades[one], "ranks": [found.get(one) for found in ranks]} for one in best]
     sides = {}
-    for side, ranking, of_seeds in zip(
-        ("before", "after"), rankings, (compared.baseline, compared.variant), strict=True
-    ):
+    for side, ranking, values in zip(("before", "after"), rankings, (compared.baseline, compared.variant), strict=True):
         top = list(ranking.get(name, ()))[:PASSAGES]
         sides[side] = {
-            "value": float(of_seeds[row, place]),
-            "mean": float(of_seeds[:, place].mean()),
-            "top": {document: judged[name].get(document) for document in top},
+            "value": float(values[row, place]),
+            "mean": float(values[:, place].mean()),
+            "top": {document: judged.get(document) for document in top},
         }
     return {
         "query_id": name,
         "text": cut(dataset.queries[name]),
+        "seed": compared.seeds[row],
         **sides,
         "relevant": relevant[:RELEVANT],
         "relevant_in_all": len(relevant),

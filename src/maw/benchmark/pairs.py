@@ -33,7 +33,7 @@ def _view(folder: Folder, comparison: Mapping[str, Any], place: int) -> dict[str
     if compared is None and not entries:
         return None
     view: dict[str, Any] = {"variant": variant, "baseline": baseline, "split": split, "metric": metric}
-    view |= {"id": f"pair-{place}", "plot": None, "seed": kept.get("seed"), "seeds": 1, "counts": None}
+    view |= {"id": f"pair-{place}", "plot": None, "seeds": 1, "counts": None}
     if compared is None:
         moves = [(name, entry["before"]["mean"], entry["after"]["mean"]) for name, entry in entries.items()]
     else:
@@ -63,11 +63,12 @@ def _item(
 ) -> dict[str, Any]:
     name, before, after = move
     item: dict[str, Any] = {"number": number, "query_id": name, "before": before, "after": after}
-    item |= {"difference": after - before, "text": None, "relevant": [], "more": 0, "sides": []}
+    item |= {"difference": after - before, "text": None, "seed": None, "relevant": [], "more": 0}
+    item["sides"] = []
     entry = entries.get(name)
     if entry is None:
         return item
-    item["text"] = entry["text"]
+    item["text"], item["seed"] = entry["text"], entry["seed"]
     item["relevant"] = [
         {"id": one["id"], "text": documents.get(one["id"]), "moved": _ranks(one["ranks"])} for one in entry["relevant"]
     ]
@@ -81,7 +82,7 @@ def _item(
 
 def _passages(top: Mapping[str, int | None], documents: Mapping[str, str]) -> list[dict[str, Any]]:
     return [
-        {"id": name, "text": documents.get(name), "relevant": isinstance(grade, int) and grade > 0}
+        {"id": name, "text": documents.get(name), "grade": grade if isinstance(grade, int) and grade > 0 else None}
         for name, grade in top.items()
     ]
 

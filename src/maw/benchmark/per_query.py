@@ -17,6 +17,9 @@ __all__ = ["MOST", "Pair", "PerQuery", "Values", "pair", "read_per_query"]
 MOST = 5
 """Queries that gained most and queries that lost most, so many of each."""
 
+SEEDS = 3
+"""Seeds at most whose rankings a comparison shows: each is a run file to read."""
+
 _KEYS = ("variant", "seed", "split", "query_id")
 
 
@@ -73,10 +76,19 @@ class Pair:
         order = np.argsort(-difference, kind="stable")
         return [int(place) for place in order[:most] if difference[place] > 0], lost
 
-    def typical_seed(self, places: list[int]) -> int | None:
-        """The seed whose differences for these queries lie nearest to the means over seeds."""
+    def typical_rows(self, places: list[int], most: int = SEEDS) -> list[int]:
+        """For each of these queries the row whose difference lies nearest to the mean over seeds.
+
+        At most `most` different rows, those that lie nearest for all the queries together.
+
+        >>> values = np.array([[0.5, 0.0], [0.9, 1.0], [0.1, 0.2]]), np.zeros((3, 2))
+        >>> Pair(np.array(["a", "b"]), (0, 1, 2), *values).typical_rows([0, 1])
+        [0, 2]
+        """
         difference = (self.variant - self.baseline)[:, places]
-        return self.seeds[int(np.abs(difference - difference.mean(axis=0)).sum(axis=1).argmin())]
+        apart = np.abs(difference - difference.mean(axis=0))
+        rows = np.sort(np.argsort(apart.sum(axis=1), kind="stable")[:most])
+        return rows[apart[rows].argmin(axis=0)].tolist()
 
 
 def pair(values: PerQuery, variant: str, baseline: str, split: str, metric: str) -> Pair | None:

@@ -163,10 +163,7 @@ def _curves(results: Mapping[str, Any], logs: Mapping[str, list[Log]]) -> list[P
 
 def _usage_plots(folder: Folder) -> list[Plot]:
     """By kind of input where that was measured; otherwise what the logs have of training, in which kinds are mixed."""
-    made = []
-    if folder.usage:
-        kinds = ["query", "document"]
-        made.append(depths.strips("depth-usage", "Depth usage by kind of input", folder.usage, kinds))
+    made = depths.figures("depth-usage", "Depth usage by kind of input", folder.usage, ["query", "document"])
     measured = {one.variant for one in folder.usage}
     logged = [
         Usage(log.variant, log.seed, layer, "training", row)
@@ -174,9 +171,7 @@ def _usage_plots(folder: Folder) -> list[Plot]:
         if log.variant not in measured
         for layer, row in enumerate(log.usage or ())
     ]
-    if logged:
-        made.append(depths.strips("depth-usage-training", "Depth usage at the end of training", logged, ["training"]))
-    return made
+    return made + depths.figures("depth-usage-training", "Depth usage at the end of training", logged, ["training"])
 
 
 def _difference(entry: Mapping[str, Any]) -> plots.Difference | None:

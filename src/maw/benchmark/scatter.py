@@ -20,7 +20,7 @@ GRID = 32
 """Cells along each axis."""
 COUNTS = ((1, 3.0), (2, 4.0), (5, 5.0), (10, 6.0), (30, 7.0), (100, 8.0))  # from so many queries on, side in units
 LEFT, TOP, SIZE = 42, 10, 264  # of the square, in units of the drawing
-WIDTH, HEIGHT = LEFT + SIZE + 12, TOP + SIZE + 62
+WIDTH, HEIGHT = LEFT + SIZE + 22, TOP + SIZE + 62
 
 
 def scatter(name: str, title: str, compared: Pair, labels: tuple[str, str], moved: Sequence[int]) -> Plot:
@@ -33,7 +33,8 @@ def scatter(name: str, title: str, compared: Pair, labels: tuple[str, str], move
         labels: of the axis to the right (the twin) and of the axis upwards (the variant).
         moved: places of queries, in the order of their numbers, which begin with 1.
     """
-    top = max(1.0, float(compared.before.max()), float(compared.after.max()))
+    largest = max(float(compared.before.max()), float(compared.after.max()))
+    top = next((end for end in (0.1, 0.2, 0.5, 1.0) if largest <= end), largest)
     x, y = (np.round(values / top * GRID).astype(int) for values in (compared.before, compared.after))
     cells = Counter(zip(x.tolist(), y.tolist(), strict=True))
     paths: dict[tuple[str, int], list[str]] = {}
@@ -86,17 +87,27 @@ def _frame(top: float, labels: tuple[str, str]) -> str:
 
 
 def _rings(places: Sequence[tuple[int, int]]) -> list[str]:
-    """One ring for each place, with the numbers of all queries there."""
-    numbers: dict[tuple[int, int], list[int]] = {}
-    for number, place in enumerate(places, start=1):
-        numbers.setdefault(place, []).append(number)
-    drawn = []
-    for (right, up), those in numbers.items():
-        below = up > 0.85 * GRID
-        at, label = f'x="{_x(right):.4g}" y="{_y(up) + (18 if below else -10):.4g}"', _ranges(those)
-        drawn.append(f'<circle class="ring" cx="{_x(right):.4g}" cy="{_y(up):.4g}" r="6"/>')
-        drawn.append(f'<text class="number" text-anchor="middle" {at}>{label}</text>')
+    """One ring for each place; those that touch share one label with the numbers of all their queries."""
+    drawn = [
+        f'<circle class="ring" cx="{_x(right):.4g}" cy="{_y(up):.4g}" r="6"/>' for right, up in dict.fromkeys(places)
+    ]
+    groups: list[list[int]] = []
+    for number, (right, up) in enumerate(places):
+        near = [those for those in groups if any(_touch(places[other], (right, up)) for other in those)]
+        groups = [those for those in groups if those not in near] + [
+            [*(one for those in near for one in those), number]
+        ]
+    for those in groups:
+        right = sum(places[one][0] for one in those) / len(those)
+        highest, lowest = (end(places[one][1] for one in those) for end in (max, min))
+        y = _y(lowest) + 18 if highest > 0.85 * GRID else _y(highest) - 10
+        label = _ranges(sorted(one + 1 for one in those))
+        drawn.append(f'<text class="number" text-anchor="middle" x="{_x(right):.4g}" y="{y:.4g}">{label}</text>')
     return drawn
+
+
+def _touch(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return max(abs(one[0] - other[0]), abs(one[1] - other[1])) <= 2
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -116,14 +127,14 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def _key() -> str:
     """What the sizes mean."""
-    y, x, parts = TOP + SIZE + 52, LEFT - 34.0, []
+    y, x = TOP + SIZE + 52, 62.0
+    parts = [f'<text class="tick" x="4" y="{y}">queries</text>']
     for place, (least, side) in enumerate(COUNTS):
         following = COUNTS[place + 1][0] - 1 if place + 1 < len(COUNTS) else None
         words = f"{least}+" if following is None else f"{least}" if following == least else f"{least}–{following}"
-        words = f"{words} query" if following == least else f"{words} queries" if following is None else words
         parts.append(
             f'<path class="same" d="M{x - side / 2:g} {y - 4 - side / 2:g}h{side:g}v{side:g}h-{side:g}z"/>'
             f'<text class="tick" x="{x + 8:g}" y="{y}">{words}</text>'
         )
-        x += 26 + 6.5 * len(words)
+        x += 22 + 6 * len(words)
     return "".join(parts)

@@ -104,7 +104,7 @@ def _intervals(
 
 
 def findings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What `maw.collapse` found, alarms first: one entry a variant, name and layer, with the seeds it was seen in."""
+    """What `maw.collapse` found, alarms first: one entry a name, with the variants and layers it was seen in."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     runs: dict[str, set[Any]] = {}
     for row in rows:
@@ -113,11 +113,17 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for one in entries if isinstance(entries, list) else []:
             if not isinstance(one, dict) or not isinstance(one.get("name"), str):
                 continue
-            key = (one.get("level") != "alarm", row["variant"], one["name"], formats.number(one.get("layer")))
-            entry = found.setdefault(key, {**one, "variant": row["variant"], "layer": key[3], "seeds": set()})
-            entry["seeds"].add(row.get("seed"))
-    ordered = sorted(found, key=lambda key: key[0])
-    return [found[key] | {"runs": len(runs[key[1]]), "seen_in": len(found[key]["seeds"])} for key in ordered]
+            key = (one.get("level") != "alarm", one["name"])
+            place = (row["variant"], formats.number(one.get("layer")))
+            places = found.setdefault(key, {**one, "places": {}})["places"]
+            first = {"variant": place[0], "layer": place[1], "seen": one.get("seen"), "seeds": set()}
+            places.setdefault(place, first)["seeds"].add(row.get("seed"))
+    ordered = [found[key] for key in sorted(found, key=lambda key: key[0])]
+    for entry in ordered:
+        entry["places"] = [
+            one | {"seeds": len(one["seeds"]), "runs": len(runs[one["variant"]])} for one in entry["places"].values()
+        ]
+    return ordered
 
 
 def environments(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
