@@ -1,0 +1,206 @@
+"""The training loss: in-batch contrastive, and around it what MAW layers need of any loss.
+
+`contrastive_loss` is Sentence Transformers' multiple negatives ranking loss, cached where mini-batches are asked for.
+`AuxiliaryLoss` sees to the weight of the layers' GRPO loss (`maw.auxiliary`) and, with `updates` > 1, to the samples
+that serve several optimiser steps: those of one step are kept while its losses run and replayed by every loss of the
+next step, however many losses a step accumulates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    MultipleNegativesRankingLoss,
+)
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from maw.auxiliary import add_loss_beside, scale_gradient
+from maw.errors import MAWError
+from maw.hf.attach import maw_layers
+from maw.records import Rollout
+from maw.retrieval.training.rollouts import Rollouts, wants_rollouts
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from maw.module import DepthAttention
+
+__all__ = ["AuxiliaryLoss", "contrastive_loss"]
+
+LOSSES_WITHOUT_STEP = 1024
+"""So many losses may accumulate in one optimiser step while samples are kept; more is taken for a mistake."""
+
+Kept = tuple[int, int, Rollout]
+"""The layer's place among the model's MAW layers, the updates left, and the samples of one forward."""
+
+
+def contrastive_loss(
+    model: SentenceTransformer, *, scale: float, mini_batch_size: int | None = None, gather: bool = False
+) -> nn.Module:
+    """In-batch contrastive loss on (query, relevant document, negatives...) columns.
+
+    Args:
+        model: what it trains.
+        scale: factor on the cosines.
+        mini_batch_size: so many texts a forward, the gradients of the whole batch (GradCache); None is one forward.
+        gather: the candidates are the documents of all processes. Each process takes the mean over its own queries, so
+            that the mean over processes has the gradient of one process with the whole batch.
+    """
+    if mini_batch_size is None:
+        return MultipleNegativesRankingLoss(model, scale=scale, gather_across_devices=gather)
+    return CachedMultipleNegativesRankingLoss(
+        model, scale=scale, mini_batch_size=mini_batch_size, gather_across_devices=gather
+    )
+
+
+class AuxiliaryLoss(nn.Module):
+    """A training loss whose backward also trains the selectors of the model's MAW layers.
+
+    The wrapped loss is returned unchanged (plus, with `updates` > 1, the loss of earlier samples); the gradient that
+    arrives at it scales the auxiliary gradients, so loss scaling, gradient accumulation and mini-batches of any
+    size weigh both alike.
+
+    Args:
+        loss: a Sentence Transformers loss.
+        model: the model it trains.
+    """
+
+    def __init__(self, loss: nn.Module, model: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+        self.model = model
+        self.scale: float = getattr(loss, "scale", 20.0)
+        """The loss's factor on cosines."""
+        self.due: list[Kept] = []
+        """Samples of earlier optimiser steps, replayed by every loss of this one."""
+        self.fresh: list[Kept] = []
+        """Samples of this optimiser step's losses so far."""
+        self.steps: int | None = None
+        self.losses = 0
+
+    def forward(self, features: Any, labels: Tensor | None = None) -> Tensor:
+        """The wrapped loss.
+
+        Raises:
+            MAWError: samples are kept for later updates, and no optimiser step comes.
+        """
+        numbered = enumerate(maw_layers(self.model))
+        training = {place: layer for place, layer in numbered if layer.training and torch.is_grad_enabled()}
+        layers = list(training.values())
+        for layer in layers:
+            layer.gradient_scale.texts = 0
+        again = {place: layer for place, layer in training.items() if _samples_serve_again(layer)}
+        replayed = self._replay(again) if again else []
+        rollouts = None
+        if wants_rollouts(layers):
+            rollouts = Rollouts(cast("SentenceTransformer", self.model), layers, scale=self.scale)
+        with _collecting(again, self.fresh), nullcontext() if rollouts is None else rollouts.watching():
+            loss = self.loss(features, labels)
+        if isinstance(loss, dict):
+            loss = torch.stack(list(loss.values())).sum()
+        if not layers:
+            return loss
+        loss = scale_gradient(loss, [layer.gradient_scale for layer in layers])
+        for layer, beside in replayed + ([] if rollouts is None else rollouts.losses()):
+            loss = add_loss_beside(loss, beside, layer.selector.parameters())
+        return loss
+
+    def _replay(self, layers: Mapping[int, DepthAttention]) -> list[tuple[DepthAttention, Tensor]]:
+        """The loss of each layer's samples that are due; first, a step since the last loss makes others due."""
+        self.turn()
+        self.losses += 1
+        if self.losses > LOSSES_WITHOUT_STEP:
+            raise MAWError(
+                f"with updates > 1 samples are kept until the next optimiser step, and {LOSSES_WITHOUT_STEP} losses "
+                "went by without one that reached the policy: step more often, or set updates to 1"
+            )
+        losses = []
+        for place, layer in layers.items():
+            layer.rollouts = [(left, rollout) for own, left, rollout in self.due if own == place]
+            if (loss := layer.replay_loss()) is not None:
+                losses.append((layer, loss))
+        return losses
+
+    def turn(self) -> None:
+        """After an optimiser step on the policies: what was due has served once more, what was fresh becomes due."""
+        steps = _steps_of(maw_layers(self.model))
+        if self.steps is not None and steps != self.steps:
+            left = [(place, left - 1, rollout) for place, left, rollout in self.due if left > 1]
+            self.due, self.fresh, self.losses = left + self.fresh, [], 0
+        self.steps = steps
+
+    def samples(self) -> dict[str, Tensor]:
+        """What is kept, by names that `restore_samples` understands; empty where every sample serves once."""
+        if self.due or self.fresh:
+            self.turn()
+        return {
+            f"{kind}.{index}.{place}.{left}.{name}": tensor
+            for kind in ("due", "fresh")
+            for index, (place, left, rollout) in enumerate(getattr(self, kind))
+            for name, tensor in rollout._asdict().items()
+        }
+
+    def restore_samples(self, samples: Mapping[str, Tensor]) -> None:
+        """Take back what `samples` returned, on the model's device: the next losses replay it."""
+        device = next(self.model.parameters()).device
+        found: dict[tuple[str, int, int, int], dict[str, Tensor]] = {}
+        for key, tensor in samples.items():
+            kind, index, place, left, name = key.split(".")
+            found.setdefault((kind, int(index), int(place), int(left)), {})[name] = tensor.to(device)
+        self.due, self.fresh, self.steps, self.losses = [], [], None, 0
+        for (kind, _, place, left), tensors in sorted(found.items()):
+            getattr(self, kind).append((place, left, Rollout(**tensors)))
+
+
+def _samples_serve_again(layer: DepthAttention) -> bool:
+    if layer.config.updates == 1 or layer.config.selection == "uniform":
+        return False
+    return any(parameter.requires_grad for parameter in layer.selector.policy_network.parameters())
+
+
+@contextmanager
+def _collecting(layers: Mapping[int, DepthAttention], kept: list[Kept]) -> Generator[None]:
+    """Add to `kept` what these layers sample meanwhile; they keep nothing before and after."""
+    for layer in layers.values():
+        layer.rollouts = []
+    try:
+        yield
+        kept.extend((place, left, rollout) for place, layer in layers.items() for left, rollout in layer.rollouts or [])
+    finally:
+        for layer in layers.values():
+            layer.rollouts = None
+
+
+# How many optimiser steps have changed a policy: counted on a parameter of it, whoever steps. (A parameter's own
+# version counter does not see what fused optimisers do.)
+
+_COUNTER = "_maw_optimiser_steps"
+_listening: list[Any] = []
+
+
+def _steps_of(layers: Sequence[DepthAttention]) -> int:
+    """The steps so far on these layers' policies, as a number that grows with every step."""
+    if not _listening:
+        _listening.append(register_optimizer_step_post_hook(_count))
+    total = 0
+    for layer in layers:
+        if layer.config.selection == "uniform":
+            continue
+        for parameter in layer.selector.policy_network.parameters():
+            if parameter.requires_grad:
+                setattr(parameter, _COUNTER, getattr(parameter, _COUNTER, 0))
+                total += getattr(parameter, _COUNTER)
+    return total
+
+
+def _count(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+    for group in optimiser.param_groups:
+        for parameter in group["params"]:
+            if hasattr(parameter, _COUNTER):
+                setattr(parameter, _COUNTER, getattr(parameter, _COUNTER) + 1)

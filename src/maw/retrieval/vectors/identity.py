@@ -1,0 +1,99 @@
+"""What makes an encoder's vectors: a fingerprint of its weights, its configuration and its tokenizer.
+
+Two encoders with one fingerprint give the same vectors up to rounding. What has no part in that (where the model was
+loaded from, which version of Transformers wrote it, to how many tokens a text is cut) is not in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from maw.hf.attach import carried
+from maw.retrieval.models import fingerprint
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["document_prompt", "encoder_fingerprint", "is_normalised"]
+
+IRRELEVANT = frozenset(
+    {
+        *("_name_or_path", "architectures", "dtype", "gradient_checkpointing", "id2label", "label2id", "problem_type"),
+        *("output_attentions", "output_hidden_states", "return_dict", "transformers_version", "use_cache"),
+    }
+)
+"""Fields of a host's configuration that its vectors do not depend on."""
+
+ADAPTER = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+"""What an adapter does beside its weights."""
+
+
+def encoder_fingerprint(model: SentenceTransformer) -> str:
+    """SHA-256 over the weights and everything else that decides what vector a text gets.
+
+    Args:
+        model: an encoder, with or without MAW, with or without LoRA.
+
+    Returns:
+        64 hexadecimal digits; the same for the model in memory and for the folder it was saved to.
+    """
+    parts = {"weights": fingerprint(model), **_settings(model)}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def is_normalised(model: SentenceTransformer) -> bool:
+    """Whether vectors are given unit length: where the model compares by cosine, or does not say."""
+    return model.similarity_fn_name in (None, "cosine")
+
+
+def document_prompt(model: SentenceTransformer) -> str | None:
+    """What Sentence Transformers puts before a document: the model's own prompt for documents, else its default."""
+    names = [name for name in ("document", "passage", "corpus") if name in model.prompts]
+    name = names[0] if names else model.default_prompt_name
+    return model.prompts.get(name) if name is not None else None
+
+
+def _settings(model: SentenceTransformer) -> dict[str, Any]:
+    modules: list[Any] = list(model)
+    host: Any = getattr(modules[0], "model", None)
+    config = host.config.get_text_config() if host is not None else None
+    return {
+        "modules": [(type(module).__name__, module.get_config_dict()) for module in modules],
+        "host": None if config is None else _unusual(config),
+        "maw": [asdict(layer.config) for layer in carried(model)],
+        "adapters": {
+            name: {field: getattr(adapter, field, None) for field in ADAPTER}
+            for name, adapter in getattr(host, "peft_config", {}).items()
+        },
+        "tokenizer": _tokenizer(model),
+        "prompts": dict(model.prompts),
+        "default_prompt_name": model.default_prompt_name,
+        "similarity": model.similarity_fn_name,
+        "width": model.truncate_dim,
+    }
+
+
+def _unusual(config: Any) -> dict[str, Any]:
+    """The fields that differ from their defaults, so that a field added by a later version changes nothing."""
+    usual = type(config)().to_dict()
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in IRRELEVANT and (name not in usual or usual[name] != value)
+    }
+
+
+def _tokenizer(model: SentenceTransformer) -> str:
+    """A checksum of the tokenizer, without how it happens to be set to cut and fill."""
+    tokenizer: Any = model.tokenizer
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is None:
+        whole: Any = tokenizer.get_vocab()
+    else:
+        whole = json.loads(fast.to_str())
+        whole.pop("truncation", None)
+        whole.pop("padding", None)
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
