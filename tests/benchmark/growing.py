@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from maw.benchmark.plan import Benchmark, PlannedRun, planned_runs
 from maw.benchmark.runner import Runner
 from maw.benchmark.variants import VARIANTS, Variant
-from maw.retrieval.runs import read_run, write_run
+from maw.retrieval.ranking.runs import Run, read_run, write_run
 
 STEPS = 50
 """Lines of a grown training log: a training writes about so many."""
+DOCUMENTS = 30
+"""Documents of a ranking that are kept."""
 
 
 def make_data(folder: Path, words: list[str], queries: int) -> Path:
@@ -62,32 +62,37 @@ def real_benchmark(model: Path, data: Path, output: Path) -> Benchmark:
     return benchmark
 
 
-def grow(benchmark: Benchmark, output: Path, variants: int, seeds: int, patch: pytest.MonkeyPatch) -> Path:
+def grow(benchmark: Benchmark, output: Path, variants: int, seeds: int) -> Path:
     """The same benchmark with so many variants and seeds, and its report."""
     shutil.copytree(benchmark.output, output, ignore=shutil.ignore_patterns("models", "training"))
-    for number in range(len(VARIANTS), variants):
-        name = f"control-{number}"
-        patch.setitem(VARIANTS, name, Variant(name, "tuned", "control", "full", "dense-full", "default"))
     names = tuple(VARIANTS)[:variants]
     grown = replace(benchmark, variants=names, seeds=seeds, output=output)
     runner = Runner(grown, command=f"maw benchmark --variants {','.join(names)} --seeds {seeds}")
+    kept = {
+        (source, split): {
+            query: dict(list(found.items())[:DOCUMENTS])
+            for query, found in read_run(output / "runs" / f"{source}-{split}.trec").items()
+        }
+        for source in ("dense-full-seed0", "maw-full-seed0")
+        for split in runner.splits
+    }
     for run in planned_runs(grown):
         if not (output / "state" / f"{run.name}.json").is_file():
-            _perturbed(runner, run)
+            _perturbed(runner, run, kept)
     runner.go()
     return output
 
 
-def _perturbed(runner: Runner, run: PlannedRun) -> None:
+def _perturbed(runner: Runner, run: PlannedRun, kept: dict[tuple[str, str], Run]) -> None:
     """Write the files of a run that was never made, from those of the one most like it."""
     folder, rng = runner.folder, random.Random(run.name)
-    source = "dense-full-seed0" if run.variant.recipe is None else "maw-full-seed0"
+    source = "maw-full-seed0" if _has_policy(run.variant) else "dense-full-seed0"
     state = json.loads((folder / "state" / f"{source}.json").read_text())
     state |= {"variant": run.variant.name, "seed": run.seed, "seconds": state["seconds"] * rng.uniform(0.9, 1.1)}
     for split in runner.splits:
         ranking = {
             query: {document: score + rng.gauss(0, 0.03) for document, score in found.items()}
-            for query, found in read_run(folder / "runs" / f"{source}-{split}.trec").items()
+            for query, found in kept[source, split].items()
         }
         evaluation = runner._evaluate(split, ranking)
         state["metrics"][split], state["per_query"][split] = evaluation.means, evaluation.per_query
@@ -99,6 +104,10 @@ def _perturbed(runner: Runner, run: PlannedRun) -> None:
     lines = [json.loads(line) for line in (folder / "logs" / f"{source}.jsonl").read_text().splitlines()]
     grown = [_line(lines[step * len(lines) // STEPS], step + 1, rng) for step in range(STEPS)]
     (folder / "logs" / f"{run.name}.jsonl").write_text("\n".join(json.dumps(line) for line in grown) + "\n")
+
+
+def _has_policy(variant: Variant) -> bool:
+    return variant.recipe is not None and not {"mechanism", "selection"} & set(variant.changes)
 
 
 def _line(line: dict[str, Any], step: int, rng: random.Random) -> dict[str, Any]:

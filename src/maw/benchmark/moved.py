@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maw.benchmark.per_query import Pair, PerQuery, pair, read_per_query
-from maw.retrieval.checkpoints import write_aside
+from maw.retrieval.training.checkpoints import write_aside
 
 if TYPE_CHECKING:
-    from maw.retrieval.datasets import RetrievalDataset
+    from maw.retrieval.data.datasets import RetrievalDataset
 
 __all__ = ["FILE", "SCHEMA", "check_entry", "cut", "write_moved"]
 

@@ -94,9 +94,8 @@ def _rings(places: Sequence[tuple[int, int]]) -> list[str]:
     groups: list[list[int]] = []
     for number, (right, up) in enumerate(places):
         near = [those for those in groups if any(_touch(places[other], (right, up)) for other in those)]
-        groups = [those for those in groups if those not in near] + [
-            [*(one for those in near for one in those), number]
-        ]
+        joined = [other for those in near for other in those]
+        groups = [those for those in groups if those not in near] + [[*joined, number]]
     for those in groups:
         right = sum(places[one][0] for one in those) / len(those)
         highest, lowest = (end(places[one][1] for one in those) for end in (max, min))

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from maw.hf.attach import carrying_host, has_maw, maw_layers
+from maw.hf.attach import carrying_host, maw_layers
 from maw.hf.hosts import family_of
-from maw.retrieval.encoding import encode
-from maw.retrieval.texts import TextStore
+from maw.retrieval.data.texts import TextStore
+from maw.retrieval.ranking.dense import encode
 from maw.selector import token_mean
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from maw.module import DepthAttention
-    from maw.retrieval.datasets import RetrievalDataset
+    from maw.retrieval.data.datasets import RetrievalDataset
 
 __all__ = ["TEXTS", "depth_usage"]
 
@@ -39,11 +39,11 @@ def depth_usage(model: SentenceTransformer, dataset: RetrievalDataset, splits: S
         splits: whose queries.
 
     Returns:
-        None where no layer has a policy (without MAW, or with uniform weights). Otherwise `layers`, the layers'
-        indices in the encoder; `query` and `document`, one list of D shares a layer; and `texts`, how many texts of
-        each kind were looked at.
+        None where no layer has a policy (without MAW, with a control in its place, or with uniform weights). Otherwise
+        `layers`, the layers' indices in the encoder; `query` and `document`, one list of D shares a layer; and `texts`,
+        how many texts of each kind were looked at.
     """
-    if not has_maw(model):
+    if not maw_layers(model):
         return None
     host = carrying_host(model, "look at")
     blocks: Any = host.get_submodule(family_of(host).layers)
