@@ -374,6 +374,16 @@ def test_seeds_are_dots_and_never_only_a_mean(tmp_path: Path) -> None:
     assert len(dots) == 10
 
 
+def test_many_seeds_are_a_band(tmp_path: Path) -> None:
+    found = page(make_folder(tmp_path / "out", variants=("untuned", "dense-full", "maw-full"), seeds=11, steps=6))
+    assert "of more than 10 seeds the band is their range and the line their mean" in found.words()
+    svg = found.source[found.source.index('id="plot-curve-reward"') :]
+    svg = svg[: svg.index("</svg>")]
+    lines = [piece for piece in svg.split("<path ")[1:] if "stroke: var(--maw)" in piece]
+    assert len(lines) == 1
+    assert "fill-opacity: 0.25" in svg or "opacity: 0.25" in svg
+
+
 def test_two_variants_without_comparison(tmp_path: Path) -> None:
     found = page(make_folder(tmp_path / "out", variants=("untuned", "dense-full"), seeds=1))
     assert found.plots() == {"metric-0", "curve-loss", "curve-dev"}
@@ -384,7 +394,7 @@ def test_twelve_variants_and_ten_seeds_stay_small(tmp_path: Path) -> None:
     path = write_report(make_folder(tmp_path / "out", variants=TWELVE, seeds=10, steps=400))
     assert path.stat().st_size < 5 * 2**20
     found = Page(path.read_text(encoding="utf-8"))
-    assert found.plots() == ALL_PLOTS
+    assert found.plots() == ALL_PLOTS | {"depth-usage-training-2"}
     assert found.row("literal")[0].endswith("below untuned in 10 of 10 runs")
     assert "Longer logs are averaged to 100 points" in found.words()
 

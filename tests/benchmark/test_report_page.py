@@ -11,7 +11,6 @@ from typing import Any
 import growing
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import WORDS
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from maw.benchmark.report import write_report
@@ -23,20 +22,15 @@ SCREENS = [(400, "light"), (400, "dark"), (1000, "light"), (1600, "light"), (160
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory, tiny_model):
-    """A real benchmark of four runs on two splits."""
-    base = tmp_path_factory.mktemp("grown")
-    return growing.real_benchmark(tiny_model, growing.make_data(base / "data", WORDS, 240), base / "real")
-
-
-@pytest.fixture(scope="module")
-def large(real, tmp_path_factory) -> Path:
+def large(small_benchmark, tmp_path_factory) -> Path:
     """The report of twelve variants and ten seeds."""
-    return growing.grow(real, tmp_path_factory.mktemp("large") / "out", variants=12, seeds=10) / "report.html"
+    return (
+        growing.grow(small_benchmark, tmp_path_factory.mktemp("large") / "out", variants=12, seeds=10) / "report.html"
+    )
 
 
 @pytest.fixture(scope="module")
-def reports(real, large, tmp_path_factory) -> dict[str, Path]:
+def reports(small_benchmark, large, tmp_path_factory) -> dict[str, Path]:
     """Reports by name: large, one seed, killed in its third run, killed before its first result, and an older one."""
     base = tmp_path_factory.mktemp("reports")
     killed = shutil.copytree(large.parent, base / "killed")
@@ -50,8 +44,8 @@ def reports(real, large, tmp_path_factory) -> dict[str, Path]:
     log.write_text(log.read_text()[:-200])
 
     begun = base / "begun"
-    shutil.copytree(real.output / "logs", begun / "logs")
-    shutil.copy(real.output / "benchmark.json", begun)
+    shutil.copytree(small_benchmark.output / "logs", begun / "logs")
+    shutil.copy(small_benchmark.output / "benchmark.json", begun)
 
     older = shutil.copytree(large.parent, base / "older")
     results = json.loads((older / "results.json").read_text())
@@ -63,7 +57,7 @@ def reports(real, large, tmp_path_factory) -> dict[str, Path]:
     (older / "moved.json").unlink()
     (older / "per_query.parquet").write_bytes(b"no parquet")
     made = {folder.name: write_report(folder) for folder in (killed, begun, older)}
-    return {"large": large, "one": real.output / "report.html", **made}
+    return {"large": large, "one": small_benchmark.output / "report.html", **made}
 
 
 @pytest.fixture(scope="module")

@@ -155,14 +155,17 @@ def _read_usage(found: object) -> list[Usage]:
         if not isinstance(entry, dict) or not isinstance(entry.get("variant"), str):
             continue
         layers, seed = entry.get("layers"), formats.number(entry.get("seed"))
-        for kind in ("query", "document"):
-            rows = shares(entry.get(kind)) or []
-            if isinstance(layers, list) and len(formats.values(layers)) == len(layers) == len(rows):
-                number = None if seed is None else int(seed)
-                usage += [
-                    Usage(entry["variant"], number, int(layer), kind, row)
-                    for layer, row in zip(layers, rows, strict=True)
-                ]
+        rows = {kind: shares(entry.get(kind)) or [] for kind in ("query", "document")}
+        if not isinstance(layers, list) or any(
+            len(formats.values(layers)) != len(of_kind) for of_kind in rows.values()
+        ):
+            continue
+        number = None if seed is None else int(seed)
+        usage += [
+            Usage(entry["variant"], number, int(layer), kind, row)
+            for kind, of_kind in rows.items()
+            for layer, row in zip(places, of_kind, strict=True)
+        ]
     return usage
 
 
