@@ -156,9 +156,8 @@ def _read_usage(found: object) -> list[Usage]:
             continue
         layers, seed = entry.get("layers"), formats.number(entry.get("seed"))
         rows = {kind: shares(entry.get(kind)) or [] for kind in ("query", "document")}
-        if not isinstance(layers, list) or any(
-            len(formats.values(layers)) != len(of_kind) for of_kind in rows.values()
-        ):
+        places = formats.values(layers) if isinstance(layers, list) else []
+        if any(len(of_kind) != len(places) for of_kind in rows.values()):
             continue
         number = None if seed is None else int(seed)
         usage += [
