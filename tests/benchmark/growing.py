@@ -58,7 +58,7 @@ def real_benchmark(model: Path, data: Path, output: Path) -> Benchmark:
         maw={"layers": "all", "depth": 16},
         training={"batch_size": 5, "epochs": 2, "max_length": 24},
     )
-    Runner(benchmark).go()
+    Runner(benchmark, command="maw benchmark --variants bm25,maw-full").go()
     return benchmark
 
 

@@ -91,6 +91,7 @@ def test_killed_before_the_first_result(folder, capsys):
     assert "Begun without a result yet: dense-full seed 0, maw-full seed 0." in said
     assert "There are no rows yet." in said
     assert "Training loss" in said
+    assert json.loads((folder / "benchmark.json").read_text())["command"] in said
     assert json.loads((folder / "benchmark.json").read_text())["weights"] in said
 
 

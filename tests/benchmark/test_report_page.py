@@ -6,15 +6,19 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import growing
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
 
 from maw.benchmark.report import write_report
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+WHY = "pages are tested with playwright and axe: pip install 'maw-attention[test]'"
+playwright = pytest.importorskip("playwright.sync_api", reason=WHY)
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=WHY)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: install one to test pages in it")
 
@@ -62,7 +66,7 @@ def reports(small_benchmark, large, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as driver:
+    with playwright.sync_playwright() as driver:
         yield driver.chromium.launch(executable_path=CHROMIUM)
 
 
@@ -121,7 +125,7 @@ def test_accessible_and_never_wider_than_the_screen(browser, reports, name):
             visit.page.emulate_media(color_scheme=scheme)
             assert visit.value("document.documentElement.scrollWidth") <= width
             if width != 1000:
-                found = Axe().run(visit.page).response["violations"]
+                found = axe.Axe().run(visit.page).response["violations"]
                 assert [(one["id"], one["impact"], one["nodes"][0]["html"]) for one in found] == [], (width, scheme)
 
 

@@ -118,6 +118,7 @@ def _without_rows(marker: Path) -> dict[str, Any]:
         "schema": SCHEMA,
         "finished": False,
         "started": started.get("started"),
+        "command": started.get("command"),
         "preset": started.get("preset"),
         "dataset": {"name": started.get("dataset")},
         "model": {"name": started.get("model"), "fingerprint": started.get("weights")},

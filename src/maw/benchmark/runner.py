@@ -21,6 +21,8 @@ from maw.benchmark.results import (
     environments,
     mark_below_untuned,
     mixture,
+    state_rows,
+    usage_rows,
     verdict,
     write_per_query,
 )
@@ -218,8 +220,9 @@ class Runner:
     def _start_folder(self) -> None:
         try:
             (self.folder / "state").mkdir(parents=True, exist_ok=True)
+            begun = {**self.identity, "started": _now(), "command": self.command}
             if not (self.folder / MARKER).is_file():
-                write_aside(self.folder / MARKER, json.dumps({**self.identity, "started": _now()}, indent=1))
+                write_aside(self.folder / MARKER, json.dumps(begun, indent=1))
         except OSError as error:
             raise MAWError(f"cannot write to {self.folder}: {error.strerror}; give another --output") from error
 
@@ -234,25 +237,9 @@ class Runner:
         from maw.benchmark.report import write_report
 
         states, metric = self.finished_states(), self.benchmark.metric
-        kept = ("variant", "seed", "trainable_parameters", "total_parameters", "seconds", "peak_bytes")
         places = environments(states)
         mixed = mixture(places)
-        rows = [
-            {
-                **{name: state[name] for name in kept},
-                "seeds": state.get("seeds", {}),
-                "device": state["environment"]["device"],
-                "environment": places.index(state["environment"]),
-                "dataset": self.dataset.name,
-                "split": split,
-                "metrics": metrics,
-                "selector": state.get("selector"),
-                "findings": state.get("findings", []),
-            }
-            for state in states
-            for split, metrics in state["metrics"].items()
-        ]
-        rows = mark_below_untuned(rows, metric)
+        rows = mark_below_untuned(state_rows(states, self.dataset.name, places), metric)
         found = comparisons(states, metric)
         results = {
             "schema": SCHEMA,
@@ -274,11 +261,7 @@ class Runner:
             },
             "rows": rows,
             "comparisons": comparison_rows(found),
-            "depth_usage": [
-                {"variant": state["variant"], "seed": state["seed"], **state["depth_usage"]}
-                for state in states
-                if state.get("depth_usage") is not None
-            ],
+            "depth_usage": usage_rows(states),
             "verdict": verdict(found, rows, mixed),
             "mixture": mixed,
             "environment": places[-1] if places else describe_environment(self.device),

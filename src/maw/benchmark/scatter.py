@@ -19,7 +19,7 @@ __all__ = ["GRID", "scatter"]
 GRID = 32
 """Cells along each axis."""
 COUNTS = ((1, 3.0), (2, 4.0), (5, 5.0), (10, 6.0), (30, 7.0), (100, 8.0))  # from so many queries on, side in units
-LEFT, TOP, SIZE = 42, 10, 264  # of the square, in units of the drawing
+LEFT, TOP, SIZE = 52, 10, 260  # of the square, in units of the drawing
 WIDTH, HEIGHT = LEFT + SIZE + 22, TOP + SIZE + 62
 
 
@@ -34,7 +34,7 @@ def scatter(name: str, title: str, compared: Pair, labels: tuple[str, str], move
         moved: places of queries, in the order of their numbers, which begin with 1.
     """
     largest = max(float(compared.before.max()), float(compared.after.max()))
-    top = next((end for end in (0.1, 0.2, 0.5, 1.0) if largest <= end), largest)
+    top = next((end for end in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0) if largest <= end), largest)
     x, y = (np.round(values / top * GRID).astype(int) for values in (compared.before, compared.after))
     cells = Counter(zip(x.tolist(), y.tolist(), strict=True))
     paths: dict[tuple[str, int], list[str]] = {}
@@ -74,15 +74,15 @@ def _frame(top: float, labels: tuple[str, str]) -> str:
         f"M{_x(GRID * k / 4):g} {TOP - 6}V{bottom}M{left} {_y(GRID * k / 4):g}H{LEFT + SIZE + 6}" for k in range(5)
     )
     words = "".join(
-        f'<text class="tick" text-anchor="middle" x="{_x(GRID * k / 4):g}" y="{bottom + 13}">{top * k / 4:.2g}</text>'
-        f'<text class="tick" text-anchor="end" x="{left - 3}" y="{_y(GRID * k / 4) + 4:g}">{top * k / 4:.2g}</text>'
+        f'<text class="tick" text-anchor="middle" x="{_x(GRID * k / 4):g}" y="{bottom + 13}">{top * k / 4:.3g}</text>'
+        f'<text class="tick" text-anchor="end" x="{left - 3}" y="{_y(GRID * k / 4) + 4:g}">{top * k / 4:.3g}</text>'
         for k in range(5)
     )
     middle = TOP + SIZE / 2
     return (
         f'<path class="grid" d="{grid}"/><path class="diagonal" d="M{_x(0):g} {_y(0):g}L{_x(GRID):g} {_y(GRID):g}"/>'
         f'{words}<text text-anchor="middle" x="{LEFT + SIZE / 2:g}" y="{bottom + 28}">{escape(short(labels[0]))}</text>'
-        f'<text text-anchor="middle" transform="translate(11 {middle:g}) rotate(-90)">{escape(short(labels[1]))}</text>'
+        f'<text text-anchor="middle" transform="translate(12 {middle:g}) rotate(-90)">{escape(short(labels[1]))}</text>'
     )
 
 
