@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib
 import pytest
 
-from maw.benchmark import depths, formats, intervals, moved, pairs, per_query, plots, scatter, svg, tables
+from maw.benchmark import curves, depths, formats, intervals, moved, pairs, per_query, plots, scatter, svg, tables
 from maw.benchmark.report import write_report
 from maw.benchmark.training_logs import read_logs
 from maw.errors import MAWError
@@ -201,7 +201,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return page(make_folder(tmp_path_factory.mktemp("usual") / "out"))
 
 
-@pytest.mark.parametrize("module", [depths, formats, intervals, moved, pairs, per_query, scatter, svg, tables])
+@pytest.mark.parametrize("module", [curves, depths, formats, intervals, moved, pairs, per_query, scatter, svg, tables])
 def test_examples(module: Any) -> None:
     found = doctest.testmod(module)
     assert found.failed == 0

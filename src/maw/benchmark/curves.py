@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from maw.benchmark.svg import COLOURS, Plot, draw_svg, family, short
@@ -52,7 +53,8 @@ def curves(
                 panel.tick_params(labelbottom=True)
         if lowest is not None:
             highest = max(value for found in runs.values() for curve in found for value in curve.values())
-            panels[0, 0].set_ylim(lowest, max(lowest + 0.05, lowest + 1.05 * (highest - lowest)))
+            span = max(0.05, 1.05 * (highest - lowest))
+            panels[0, 0].set_ylim(lowest - 0.03 * span, lowest + span)  # a line along the lowest value is seen
         figure.supylabel(label, fontsize=10)
         figure.supxlabel("step", fontsize=10)
 
@@ -83,15 +85,20 @@ def _line(axes: Axes, curve: Curve, **style: Any) -> None:
     axes.plot(list(curve), list(curve.values()), **style, **single)
 
 
-def _mean(found: Sequence[Curve], summary: Any = None) -> dict[float, float]:
-    """The mean over seeds at each step (or another summary), where all of them have one; if they share none, where any
-    has.
+def _mean(found: Sequence[Curve], summary: Callable[[Sequence[float]], float] = fmean) -> dict[float, float]:
+    """The mean over seeds, or another summary, at each step that at least half of them have; so one that was stopped
+    cuts off nothing.
+
+    >>> _mean([{1: 2.0, 2: 4.0}, {1: 4.0}, {1: 6.0, 3: 1.0}])
+    {1: 4.0}
+    >>> _mean([{1: 2.0}, {2: 4.0}])
+    {1: 2.0, 2: 4.0}
     """
-    shared = set.intersection(*(set(curve) for curve in found)) or set().union(*(set(curve) for curve in found))
-    values = {step: [curve[step] for curve in found if step in curve] for step in sorted(shared)}
-    return {
-        step: math.fsum(those) / len(those) if summary is None else summary(those) for step, those in values.items()
-    }
+    values: dict[float, list[float]] = {}
+    for curve in found:
+        for step, value in curve.items():
+            values.setdefault(step, []).append(value)
+    return {step: summary(those) for step, those in sorted(values.items()) if 2 * len(those) >= len(found)}
 
 
 def _shortened(curve: Curve) -> dict[float, float]:
