@@ -246,6 +246,22 @@ def test_the_environment_says_which_share(monkeypatch):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(MAWError, match="RANK"):
             own_share()
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert own_share() == (1, 2)
+
+
+def test_several_processes_that_became_one_are_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert own_share() == (0, 1), "accelerate launch with one process"
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(MAWError, match="started one: write accelerate launch --multi_gpu"):
+        own_share()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert own_share() == (0, 2)
 
 
 # What is refused
