@@ -115,12 +115,12 @@ def training_settings(benchmark: Benchmark, run: PlannedRun) -> TrainingSettings
 
 
 def evaluation_splits(dataset: RetrievalDataset) -> list[str]:
-    """The splits that are reported: every evaluation split but dev, which chooses checkpoints, and unions of others.
+    """The splits that are reported: all to evaluate on but one that only chooses checkpoints, and unions of others.
 
     Raises:
         MAWError: there is none.
     """
-    splits = [split for split in dataset.evaluation_splits if split != "dev" and split not in dataset.counts["unions"]]
+    splits = list(dataset.reported_splits)
     if not splits:
         raise MAWError(f"{dataset.name} has no split to report on beside train and dev: add qrels/test.tsv")
     return splits
@@ -150,8 +150,8 @@ def estimate_seconds(
             trained = (2 + settings.hard_negatives) * pairs * settings.epochs
             forwards = _FORWARDS_PER_TRAINED_TEXT[run.variant.tuning] + (settings.mini_batch_size is not None)
             total += trained * forwards / rate + _SECONDS_PER_TUNED_RUN
-            if "dev" in dataset.splits:
-                dev = min(settings.dev_documents, len(dataset.documents)) + len(dataset.judgements("dev"))
+            if dataset.dev_split is not None:
+                dev = min(settings.dev_documents, len(dataset.documents)) + len(dataset.judgements(dataset.dev_split))
                 total += settings.epochs * dev / rate
     return total
 

@@ -62,7 +62,7 @@ def train(
 
     Args:
         model: the encoder, with or without MAW, with or without LoRA.
-        dataset: needs a train split; a dev split chooses the best epoch, without one the last epoch stays.
+        dataset: needs a train split; its `dev_split` chooses the best epoch, without one the last epoch stays.
         folder: checkpoints and TensorBoard logs go here; a training that was killed there is resumed.
         settings: how to train.
         negatives: query id -> ids of its hard negatives, best first; None finds those that the settings ask for.
@@ -78,7 +78,7 @@ def train(
             checkpoint of another training in the folder, or a loss that is not finite.
     """
     pairs = dataset.training_pairs(settings.positives_per_query, settings.seed)
-    has_dev = "dev" in dataset.splits
+    has_dev = dataset.dev_split is not None
     arguments = _arguments(model, folder, settings, has_dev=has_dev, show_progress=show_progress)
     rank, processes = arguments.process_index, arguments.world_size  # known from here on
     _check_batch(dataset.name, len(pairs), settings.batch_size, processes)
