@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from maw.errors import MAWError
 from maw.hf.attach import attach
 from maw.hf.lora import lora_config, merge_lora
+from maw.retrieval.aside import saying_that_the_disk_is_full
 from maw.retrieval.training.fine_tuning import count_parameters, train
 from maw.retrieval.training.model_card import write_model_card
 from maw.retrieval.training.rows import find_negatives
@@ -102,7 +103,8 @@ def save_model(
     """
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
-    tuned.model.save_pretrained(str(aside), create_model_card=False)
+    with saying_that_the_disk_is_full(folder):
+        tuned.model.save_pretrained(str(aside), create_model_card=False)
     write_model_card(
         aside,
         base=base,

@@ -1,4 +1,4 @@
-"""Which of several processes this is, as `torchrun`, `accelerate launch` or `mpirun` says it, and waiting for others."""
+"""Which of several processes this is, by the environment of what started them, and waiting for one another."""
 
 from __future__ import annotations
 

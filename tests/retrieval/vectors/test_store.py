@@ -7,15 +7,13 @@ import gzip
 import importlib
 import json
 import os
-import resource
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from toys import WORDS, encoder
+from toys import WORDS, encoder, small_disk
 
 import maw
 from maw.errors import MAWError
@@ -420,18 +418,15 @@ def test_the_pace_is_checked(pace):
         Pace(**pace)
 
 
+def test_a_corpus_that_cannot_be_used_leaves_no_folder(model, made, tmp_path):
+    corpus = tmp_path / "bad.jsonl"
+    corpus.write_text('{"_id": "a", "text": "x"}\n{"_id": "b", "text": \n')
+    with pytest.raises(MAWError, match=r"bad\.jsonl, line 2: wanted a JSON object"):
+        encode_corpus(model, corpus, tmp_path / "vectors", SETTINGS)
+    assert not (tmp_path / "vectors").exists()
+
+
 # A full disk
-
-
-@contextmanager
-def small_disk(size: int):
-    """No file can become larger; the system says so as it does for a quota."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from transformers import ProgressCallback, TrainerCallback
 from maw.collapse import Finding, Watch
 from maw.errors import MAWError
 from maw.hf.attach import maw_layers
+from maw.retrieval.aside import saying_that_the_disk_is_full
 from maw.retrieval.training.batches import Batches, Collator, chained
 from maw.retrieval.training.checkpoints import checkpoint, mark_whole, remove_checkpoint, remove_checkpoints
 from maw.retrieval.training.losses import AuxiliaryLoss
@@ -135,9 +136,10 @@ class Trainer(SentenceTransformerTrainer):
         if self.is_world_process_zero():
             remove_checkpoint(path)
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(*args, **kwargs)
-        if samples := self.loss.samples():
-            save_file({name: tensor.contiguous() for name, tensor in samples.items()}, self._samples_file(path))
+        with saying_that_the_disk_is_full(path):
+            super()._save_checkpoint(*args, **kwargs)
+            if samples := self.loss.samples():
+                save_file({name: tensor.contiguous() for name, tensor in samples.items()}, self._samples_file(path))
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             mark_whole(path, self.args.world_size)
