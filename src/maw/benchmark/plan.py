@@ -25,6 +25,8 @@ __all__ = [
     "estimate_seconds",
     "evaluation_splits",
     "planned_runs",
+    "texts_per_second",
+    "training_seconds",
     "training_settings",
 ]
 
@@ -136,7 +138,7 @@ def estimate_seconds(
     benchmark: Benchmark, runs: Sequence[PlannedRun], dataset: RetrievalDataset, model: SentenceTransformer
 ) -> float:
     """How long these runs will take here, from the speed of the encoder on a sample of the documents."""
-    rate = _texts_per_second(model, dataset)
+    rate = texts_per_second(model, dataset)
     queries = sum(len(dataset.judgements(split)) for split in evaluation_splits(dataset))
     total = 0.0
     for run in runs:
@@ -145,18 +147,33 @@ def estimate_seconds(
             continue
         total += (len(dataset.documents) + queries) / rate
         if run.variant.tuning is not None:
-            settings = training_settings(benchmark, run)
-            pairs = len(dataset.training_pairs(settings.positives_per_query, settings.seed))
-            trained = (2 + settings.hard_negatives) * pairs * settings.epochs
-            forwards = _FORWARDS_PER_TRAINED_TEXT[run.variant.tuning] + (settings.mini_batch_size is not None)
-            total += trained * forwards / rate + _SECONDS_PER_TUNED_RUN
-            if dataset.dev_split is not None:
-                dev = min(settings.dev_documents, len(dataset.documents)) + len(dataset.judgements(dataset.dev_split))
-                total += settings.epochs * dev / rate
+            total += training_seconds(dataset, training_settings(benchmark, run), run.variant, rate)
     return total
 
 
-def _texts_per_second(model: SentenceTransformer, dataset: RetrievalDataset) -> float:
+def training_seconds(dataset: RetrievalDataset, settings: TrainingSettings, variant: Variant, rate: float) -> float:
+    """How long a training will take here in one process, without finding hard negatives.
+
+    Args:
+        dataset: what is trained on.
+        settings: how.
+        variant: what; one that is not trained takes no time.
+        rate: texts the encoder takes in a second (`texts_per_second`).
+    """
+    if variant.tuning is None:
+        return 0.0
+    pairs = len(dataset.training_pairs(settings.positives_per_query, settings.seed))
+    trained = (2 + settings.hard_negatives) * pairs * settings.epochs
+    forwards = _FORWARDS_PER_TRAINED_TEXT[variant.tuning] + (settings.mini_batch_size is not None)
+    total = trained * forwards / rate + _SECONDS_PER_TUNED_RUN
+    if dataset.dev_split is not None:
+        dev = min(settings.dev_documents, len(dataset.documents)) + len(dataset.judgements(dataset.dev_split))
+        total += settings.epochs * dev / rate
+    return total
+
+
+def texts_per_second(model: SentenceTransformer, dataset: RetrievalDataset) -> float:
+    """The speed of the encoder on a sample of the documents."""
     from maw.retrieval.data.texts import TextStore
     from maw.retrieval.ranking.dense import encode
 

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from maw.errors import MAWError
+from maw.progress import tracked
 from maw.retrieval.data.texts import TextStore
 
 __all__ = ["BM25Index", "analyser", "bm25_run"]
@@ -182,9 +183,11 @@ class _Tokens(Sequence[list[int]]):
 
 
 def _progress(items: Iterable[Item], total: int, description: str, show: bool) -> Iterable[Item]:
-    from rich.progress import track
+    if show:
+        from rich.progress import track
 
-    return track(items, description=description, total=total, disable=not show)
+        return track(items, description=description, total=total)
+    return tracked(items, description, total)
 
 
 def analyser() -> Callable[[str], list[str]]:

@@ -16,7 +16,7 @@ import logging
 import math
 import random
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from maw.collapse import Finding, Watch
 from maw.errors import MAWError
 from maw.hf.attach import maw_layers
+from maw.progress import counted
 from maw.retrieval.aside import saying_that_the_disk_is_full
 from maw.retrieval.training.batches import Batches, Collator, chained
 from maw.retrieval.training.checkpoints import checkpoint, mark_whole, remove_checkpoint, remove_checkpoints
@@ -265,13 +266,25 @@ class Checkpoints(TrainerCallback):
         control.should_log = True
 
 
-class Progress(ProgressCallback):
-    """The trainer's progress bar with the loss beside it instead of printed dictionaries."""
+class Progress(TrainerCallback):
+    """Says how far the training is (`maw.progress`): steps, their rate and the time left."""
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """The loss."""
-        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+    def __init__(self) -> None:
+        self.open = ExitStack()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the steps that are left."""
+        if state.is_world_process_zero:
+            self.tell = self.open.enter_context(counted("training steps", state.max_steps, done=state.global_step))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One more."""
+        if state.is_world_process_zero:
+            self.tell(1)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """It is done."""
+        self.open.close()
 
 
 @contextmanager
