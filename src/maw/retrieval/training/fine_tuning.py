@@ -24,7 +24,7 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback
 
 from maw.errors import MAWError
-from maw.hf.attach import maw_layers
+from maw.hf.attach import carried, maw_layers
 from maw.progress import showing
 from maw.retrieval.evaluation.development import METRIC, DevEvaluator
 from maw.retrieval.models import fingerprint
@@ -153,7 +153,7 @@ def train(
 def _arguments(
     model: SentenceTransformer, folder: Path, settings: TrainingSettings, *, has_dev: bool
 ) -> SentenceTransformerTrainingArguments:
-    layers = maw_layers(model)
+    layers = [layer for layer in carried(model) if any(p.requires_grad for p in layer.parameters())]
     on_gpu = model.device.type == "cuda"
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
@@ -202,7 +202,7 @@ def _identity(
     return {
         "settings": {name: value for name, value in asdict(settings).items() if name != "save_steps"},
         "weights": fingerprint(model),
-        "maw": [layer.config.to_dict() for layer in maw_layers(model)],
+        "maw": [layer.config.to_dict() for layer in carried(model)],
         "data": [data.hexdigest(), dict(dataset.checksums)],
         "processes": batches.processes,
         "device": model.device.type,
