@@ -29,12 +29,12 @@ _display: _Display | None = None
 
 
 @contextmanager
-def showing(console: Console, *, every: float = EVERY) -> Generator[None]:
+def showing(console: Console, *, every: float | None = None) -> Generator[None]:
     """Show on this console what `counted` and `tracked` are told meanwhile.
 
     Args:
         console: a terminal gets bars, which go when they are done; anything else gets plain lines.
-        every: seconds between two lines of the same work.
+        every: seconds between two lines of the same work; None is `EVERY`.
 
     Example:
         >>> with showing(Console(), every=0.0), counted("counting", 2) as tell:
@@ -42,7 +42,7 @@ def showing(console: Console, *, every: float = EVERY) -> Generator[None]:
         counting: 1 of 2, ...
     """
     global _display  # noqa: PLW0603
-    before, _display = _display, _Display(console, every)
+    before, _display = _display, _Display(console, EVERY if every is None else every)
     try:
         yield
     finally:
@@ -113,7 +113,8 @@ class _Work:
         if bars is None:
             if now - self.shown >= self.display.every:
                 self.shown = now
-                self.display.console.print(f"{self.what}: {self._text(now)}", highlight=False, markup=False)
+                line = f"{self.what}: {self._text(now)}"
+                self.display.console.print(line, highlight=False, markup=False, soft_wrap=True)
         elif self.task is not None:
             bars.update(self.task, completed=self.done, text=self._text(now))
         elif now - self.start >= SOON:

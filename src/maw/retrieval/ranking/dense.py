@@ -55,7 +55,10 @@ def encode(
         MAWError: the model gave a vector that is not finite.
     """
     function = model.encode_query if kind == "query" else model.encode_document
-    with counted(f"encoding {kind}s", len(texts)) as own, _batches_told(model, batch_size, tell or own):
+    with (
+        counted("encoding queries" if kind == "query" else "encoding documents", len(texts)) as own,
+        _batches_told(model, batch_size, tell or own),
+    ):
         vectors = function(
             list(texts),
             batch_size=batch_size,
