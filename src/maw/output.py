@@ -39,7 +39,7 @@ class Output:
 
 
 @contextmanager
-def speaking(*, as_json: bool = False, quiet: bool = False) -> Generator[Output]:
-    """An `Output`; meanwhile standard error shows how far long work is."""
-    with showing(Console(stderr=True, quiet=quiet)):
+def speaking(*, as_json: bool = False, quiet: bool = False, progress: bool = True) -> Generator[Output]:
+    """An `Output`; meanwhile standard error shows how far long work is, if `progress` and not `quiet`."""
+    with showing(Console(stderr=True, quiet=quiet or not progress)):
         yield Output(as_json=as_json, quiet=quiet)

@@ -37,13 +37,13 @@ def encode(command: EncodeCommand) -> int:
     corpus = CorpusFile(command.corpus)
     rank, processes = own_share()
     who = f"process {rank} of {processes}: " if processes > 1 else ""
-    with speaking(as_json=command.json) as out, ExitStack() as stack:
+    with speaking(as_json=command.json, progress=rank == 0) as out, ExitStack() as stack:
         model = load_encoder(command.model, device=choose_own_device(command.device), max_length=command.max_length)
         if command.dry_run:
             return _say_plan(command, out, model, corpus, processes) if rank == 0 else 0
 
         def begin(total: int) -> Callable[[int], None]:
-            return stack.enter_context(counted("encoding", total)) if rank == 0 else lambda done: None
+            return stack.enter_context(counted("encoding", total))
 
         outcome = encode_corpus(
             model, command.corpus, command.output, settings, pace=pace, engine=command.engine, begin=begin

@@ -38,7 +38,8 @@ from maw.retrieval.training.checkpoints import (
 from maw.retrieval.training.losses import AuxiliaryLoss, contrastive_loss
 from maw.retrieval.training.rows import find_negatives, with_negatives
 from maw.retrieval.training.settings import TrainingSettings
-from maw.retrieval.training.trainer import Checkpoints, Progress, Trainer
+from maw.retrieval.training.steps import Progress
+from maw.retrieval.training.trainer import Checkpoints, Trainer
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -16,7 +16,7 @@ import logging
 import math
 import random
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,13 @@ from transformers import TrainerCallback
 from maw.collapse import Finding, Watch
 from maw.errors import MAWError
 from maw.hf.attach import maw_layers
-from maw.progress import counted
 from maw.retrieval.aside import saying_that_the_disk_is_full
 from maw.retrieval.training.batches import Batches, Collator, chained
 from maw.retrieval.training.checkpoints import checkpoint, mark_whole, remove_checkpoint, remove_checkpoints
 from maw.retrieval.training.losses import AuxiliaryLoss
 from maw.retrieval.training.probe import probe
 
-__all__ = ["Checkpoints", "Progress", "Trainer", "logged_findings"]
+__all__ = ["Checkpoints", "Trainer", "logged_findings"]
 
 PROBE_EVERY = 25
 """Steps between two probes of the model, at least; the trained model is probed in any case."""
@@ -268,27 +267,6 @@ class Checkpoints(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log what there is before the epoch is saved."""
         control.should_log = True
-
-
-class Progress(TrainerCallback):
-    """Says how far the training is (`maw.progress`): steps, their rate and the time left."""
-
-    def __init__(self) -> None:
-        self.open = ExitStack()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count the steps that are left."""
-        if state.is_world_process_zero:
-            self.tell = self.open.enter_context(counted("training steps", state.max_steps, done=state.global_step))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One more."""
-        if state.is_world_process_zero:
-            self.tell(1)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """It is done."""
-        self.open.close()
 
 
 @contextmanager
