@@ -20,6 +20,7 @@ def shown(total: int | None, steps: list[int], *, terminal: bool, done: int = 0,
 
 def test_a_terminal_gets_a_bar_with_rate_and_time_left(monkeypatch):
     monkeypatch.setattr(progress, "SOON", 0.0)
+    monkeypatch.setattr(progress, "TICK", 0.0)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown(2000, [500], terminal=True))
     assert re.search(r"encoding .*500 of 2,000, [\d,]+/s, \d+ s left", text)
 
@@ -48,6 +49,7 @@ def test_an_unknown_number_has_no_time_left():
 
 def test_several_bars_share_one_place_and_go(monkeypatch):
     monkeypatch.setattr(progress, "SOON", 0.0)
+    monkeypatch.setattr(progress, "TICK", 0.0)
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with progress.showing(console), progress.counted("outer", 2) as outer:
         outer(1)

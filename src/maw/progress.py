@@ -25,6 +25,9 @@ EVERY = 60.0
 SOON = 0.5
 """Seconds after which a bar appears."""
 
+TICK = 0.1
+"""Seconds between two changes of a bar: telling it of every item costs next to nothing."""
+
 _display: _Display | None = None
 
 
@@ -85,7 +88,7 @@ class _Display:
     """The bars of one console, which share one place on it; or its lines."""
 
     def __init__(self, console: Console, every: float) -> None:
-        self.console, self.every = console, every
+        self.console, self.every = console, TICK if console.is_terminal else every
         columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[text]}"))
         self.bars = None
         if console.is_terminal:  # what is printed meanwhile goes above the bars, but not from a pipe to them
@@ -110,11 +113,12 @@ class _Work:
     def __call__(self, more: int) -> None:
         self.done += more
         now, bars = time.monotonic(), self.display.bars
+        if now - self.shown < self.display.every:
+            return
+        self.shown = now
         if bars is None:
-            if now - self.shown >= self.display.every:
-                self.shown = now
-                line = f"{self.what}: {self._text(now)}"
-                self.display.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            line = f"{self.what}: {self._text(now)}"
+            self.display.console.print(line, highlight=False, markup=False, soft_wrap=True)
         elif self.task is not None:
             bars.update(self.task, completed=self.done, text=self._text(now))
         elif now - self.start >= SOON:

@@ -43,6 +43,7 @@ def test_in_a_pipe_all_is_plain_and_json_is_alone(tiny_model, toy_data, tmp_path
     assert "estimated time: " in said
     for what, total in {
         "BM25: reading documents": 20,
+        "BM25: indexing": 60,
         "BM25: searching": 6,
         "negatives: queries": 10,
         "training steps": 4,
