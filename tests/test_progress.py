@@ -3,6 +3,8 @@ from __future__ import annotations
 import doctest
 import io
 import re
+import subprocess
+import sys
 
 from rich.console import Console
 
@@ -63,6 +65,11 @@ def test_nothing_is_shown_where_nobody_looks(capsys):
     with progress.counted("encoding", 10) as tell:
         tell(10)
     assert capsys.readouterr() == ("", "")
+
+
+def test_it_is_as_light_as_what_uses_it():
+    code = "import sys, maw.progress; sys.exit('rich' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_the_examples_run():

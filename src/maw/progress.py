@@ -10,10 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["counted", "duration", "showing", "tracked"]
 
@@ -40,6 +40,7 @@ def showing(console: Console, *, every: float | None = None) -> Generator[None]:
         every: seconds between two lines of the same work; None is `EVERY`.
 
     Example:
+        >>> from rich.console import Console
         >>> with showing(Console(), every=0.0), counted("counting", 2) as tell:
         ...     tell(1)  # doctest: +ELLIPSIS
         counting: 1 of 2, ...
@@ -89,6 +90,8 @@ class _Display:
 
     def __init__(self, console: Console, every: float) -> None:
         self.console, self.every = console, TICK if console.is_terminal else every
+        from rich.progress import BarColumn, Progress, TextColumn
+
         columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[text]}"))
         self.bars = None
         if console.is_terminal:  # what is printed meanwhile goes above the bars, but not from a pipe to them
