@@ -138,6 +138,8 @@ def estimate_seconds(
     benchmark: Benchmark, runs: Sequence[PlannedRun], dataset: RetrievalDataset, model: SentenceTransformer
 ) -> float:
     """How long these runs will take here, from the speed of the encoder on a sample of the documents."""
+    from maw.benchmark.usage import TEXTS
+
     rate = texts_per_second(model, dataset)
     queries = sum(len(dataset.judgements(split)) for split in evaluation_splits(dataset))
     total = 0.0
@@ -148,6 +150,8 @@ def estimate_seconds(
         total += (len(dataset.documents) + queries) / rate
         if run.variant.tuning is not None:
             total += training_seconds(dataset, training_settings(benchmark, run), run.variant, rate)
+            if run.variant.recipe is not None:  # its depth usage is looked at
+                total += (min(TEXTS, queries) + min(TEXTS, len(dataset.documents))) / rate
     return total
 
 
