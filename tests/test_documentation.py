@@ -222,9 +222,11 @@ ROOMS = [
     {
         *(
             "auxiliary",
+            "choice",
             "collapse",
             "compiled",
             "config",
+            "controls",
             "entropy",
             "errors",
             "functional",
