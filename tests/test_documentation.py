@@ -238,11 +238,12 @@ ROOMS = [
     },
     {"module"},
     {"hf"},
+    {"progress"},
     {"retrieval"},
     {"inspection"},
     {"benchmark"},
     {"display"},
-    {"__main__", "cli", "commands", "options", "progress", "vector_commands", "vector_options"},
+    {"__main__", "cli", "commands", "help", "options", "output", "train_command", "vector_commands", "vector_options"},
 ]
 LIGHT = {"torch", "numpy", "jaxtyping"}
 EXTRA = {"kernels": {"triton"}}
