@@ -59,7 +59,7 @@ def write_folder(folder: Path, passages: int) -> None:
 
 def read(folder: Path) -> dict[str, float]:
     """Load the data set as `maw` does."""
-    from maw.retrieval.datasets import load_dataset
+    from maw.retrieval.data.datasets import load_dataset
 
     start = time.perf_counter()
     data = load_dataset(f"msmarco:{folder}")
@@ -68,8 +68,8 @@ def read(folder: Path) -> dict[str, float]:
 
 def again(folder: Path) -> dict[str, float]:
     """Load what was kept, find texts, read all."""
-    from maw.retrieval.datasets import load_dataset
-    from maw.retrieval.texts import TextStore
+    from maw.retrieval.data.datasets import load_dataset
+    from maw.retrieval.data.texts import TextStore
 
     start = time.perf_counter()
     documents = load_dataset(f"msmarco:{folder}").documents
@@ -94,7 +94,7 @@ def again(folder: Path) -> dict[str, float]:
 
 def in_memory(folder: Path) -> dict[str, float]:
     """Load the data set with its texts in a dictionary."""
-    from maw.retrieval import corpora
+    from maw.retrieval.data import corpora
 
     corpora.IN_MEMORY = 2**40
     return read(folder)

@@ -33,12 +33,12 @@ from host_memory import HostMemory
 from measuring import add_arguments, finish
 
 import maw
-from maw.retrieval.corpus_encoding import EncodingSettings, Outcome, encode_corpus
-from maw.retrieval.corpus_file import CorpusFile
+from maw.retrieval.data.corpus_file import CorpusFile
 from maw.retrieval.models import load_encoder
-from maw.retrieval.shard_encoder import Pace, ShardEncoder, computing, forward
-from maw.retrieval.vector_plan import Plan
-from maw.retrieval.vector_store import VectorStore
+from maw.retrieval.vectors.corpus_encoding import EncodingSettings, Outcome, encode_corpus
+from maw.retrieval.vectors.plan import Plan
+from maw.retrieval.vectors.shard_encoder import Pace, ShardEncoder, computing, forward
+from maw.retrieval.vectors.store import VectorStore
 
 
 def repeat(corpus: Path, target: Path, documents: int) -> list[str]:
@@ -185,10 +185,12 @@ def main() -> None:
         stages = alone(models["MAW"], work, pace, device, max(1, 200_000 // arguments.shard_size))
         rates["SentenceTransformer.encode"] = baseline(models["host"], texts, arguments.baseline, device)
     floor = min(("tokenising", "model", "disk"), key=stages.__getitem__)
+    left_out = ("output", "work", "corpus", "commit")
     results = {
         "corpus": arguments.corpus.name,
         "settings": {
-            name: value for name, value in vars(arguments).items() if name not in ("output", "work", "corpus", "commit")
+            **{name: value for name, value in vars(arguments).items() if name not in left_out},
+            "model": Path(arguments.model).name,
         },
         "passages a second, text to disk": rates,
         "host / SentenceTransformer.encode": rates["host"] / rates["SentenceTransformer.encode"],

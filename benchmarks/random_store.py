@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from maw.retrieval.aside import npy_header, write_json, write_whole
-from maw.retrieval.id_order import write_order
-from maw.retrieval.vector_plan import Plan, shard_file
+from maw.retrieval.vectors.id_order import write_order
+from maw.retrieval.vectors.plan import Plan, shard_file
 
 __all__ = ["make_store", "unit_vectors"]
 

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from measuring import add_arguments, finish
 
-from maw.retrieval.encoding import encode
 from maw.retrieval.models import load_encoder
-from maw.retrieval.search import search
-from maw.retrieval.store_search import read_queries
-from maw.retrieval.vector_store import VectorStore
+from maw.retrieval.ranking.dense import encode
+from maw.retrieval.ranking.search import search
+from maw.retrieval.vectors.store import VectorStore
+from maw.retrieval.vectors.store_search import read_queries
 
 DEPTH, LIMIT = 100, 1e-5
 WAYS = {"32": (32, 1), "1": (1, 1), "512": (512, 1), "32, two processes": (32, 2)}

@@ -28,9 +28,9 @@ from host_memory import HostMemory
 from measuring import add_arguments, finish
 from random_store import make_store, unit_vectors
 
-from maw.retrieval.search import search
-from maw.retrieval.store_search import search_vectors, write_search
-from maw.retrieval.vector_store import VectorStore
+from maw.retrieval.ranking.search import search
+from maw.retrieval.vectors.store import VectorStore
+from maw.retrieval.vectors.store_search import search_vectors, write_search
 
 WIDTH = 384
 

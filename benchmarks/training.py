@@ -33,10 +33,11 @@ from sentence_transformers import SentenceTransformer
 import maw
 from maw.benchmark.resources import Cost, measure
 from maw.commands import quiet_libraries
-from maw.retrieval.datasets import load_dataset
+from maw.retrieval.data.datasets import load_dataset
 from maw.retrieval.models import choose_own_device, load_encoder
 from maw.retrieval.processes import leave, process_index, processes
-from maw.retrieval.training import TrainingSettings, train
+from maw.retrieval.training.fine_tuning import train
+from maw.retrieval.training.settings import TrainingSettings
 
 CASES = {  # pairs a batch of one process, texts a mini-batch, pairs trained on
     "cuda": [(256, None, 8192), (256, 64, 8192), (256, 256, 8192), (4096, 256, 8192)],
@@ -84,7 +85,7 @@ def child(folder: Path, device: torch.device, stop: int, *, deterministic: bool)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    from maw.retrieval.trainer import Trainer
+    from maw.retrieval.training.trainer import Trainer
 
     plain = Trainer.training_step
 

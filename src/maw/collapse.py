@@ -1,8 +1,9 @@
 """Collapse has a name: what can go wrong with MAW while nothing stops, each with its sign, its threshold and a remedy.
 
 Pure functions of numbers that exist anyway: the statistics of a layer (`maw.DepthAttention.collect`), a probe of the
-model on a few texts (`maw.retrieval.probe`), and the measured metric. An *alarm* says that the run is not what it
-claims to be; a *note* says what a reader of the results should know and is no failure. docs/collapse.md has the table.
+model on a few texts (`maw.retrieval.training.probe`), and the measured metric. An *alarm* says that the run is not
+what it claims to be; a *note* says what a reader of the results should know and is no failure. docs/collapse.md has
+the table.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def _constant_reward(value: Mapping[str, float]) -> tuple[str, str] | None:
 
 
 def probe_findings(probe: Mapping[str, Any]) -> list[Finding]:
-    """What a probe of the model (`maw.retrieval.probe.probe`) says.
+    """What a probe of the model (`maw.retrieval.training.probe.probe`) says.
 
     Args:
         probe: `attention_entropy` and `view_spread`, one number a MAW layer, `selection_gap` and `mask_error`.

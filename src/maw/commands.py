@@ -48,7 +48,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
     from maw.benchmark.plan import estimate_seconds
     from maw.benchmark.results import results_table
     from maw.benchmark.runner import Runner
-    from maw.retrieval.datasets import render_report
+    from maw.retrieval.data.datasets import render_report
 
     benchmark = _benchmark(command)
     start = time.monotonic()
@@ -116,10 +116,10 @@ def _(command: TrainCommand, words: Sequence[str]) -> int:
     from maw.benchmark.tuning import save_model, tune
     from maw.benchmark.variants import VARIANTS
     from maw.collapse import Finding
-    from maw.retrieval.datasets import load_dataset, render_report
+    from maw.retrieval.data.datasets import load_dataset, render_report
     from maw.retrieval.models import choose_own_device, load_encoder
     from maw.retrieval.processes import first_process_first, leave, process_index
-    from maw.retrieval.training import TrainingSettings
+    from maw.retrieval.training.settings import TrainingSettings
 
     first = process_index() == 0
     console = _console(quiet=not first)
@@ -155,10 +155,10 @@ def _(command: TrainCommand, words: Sequence[str]) -> int:
 @execute.register
 def _(command: EvaluateCommand, words: Sequence[str]) -> int:
     console = _console()
-    from maw.retrieval.assessment import assess_model, assess_run, write_per_query
-    from maw.retrieval.datasets import load_dataset, render_report
-    from maw.retrieval.evaluation import split_measures
-    from maw.retrieval.runs import write_run
+    from maw.retrieval.data.datasets import load_dataset, render_report
+    from maw.retrieval.evaluation.assessment import assess_model, assess_run, write_per_query
+    from maw.retrieval.evaluation.measures import split_measures
+    from maw.retrieval.ranking.runs import write_run
 
     name = _dataset_name(command)
     if command.model is not None and command.qrels is not None:

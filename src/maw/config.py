@@ -51,7 +51,7 @@ class MAWConfig:
         estimator: `"sampled"` (GRPO) or `"exact"`, the gradient over all D arms, which needs no group: `group_size`,
             `advantage` and `clip` then have no effect, and `updates` must be 1.
         clip: half-width of the clipped probability ratio.
-        updates: how many optimiser steps each group of samples serves (`maw.retrieval.training.AuxiliaryLoss`
+        updates: how many optimiser steps each group of samples serves (`maw.retrieval.training.losses.AuxiliaryLoss`
             replays it in the later ones). With 1 the ratio is always 1.
         auxiliary_weight: weight of the auxiliary loss beside the training loss.
         value_weight: weight of the value loss inside the auxiliary loss.

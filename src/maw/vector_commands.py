@@ -13,11 +13,11 @@ __all__ = ["encode", "search"]
 
 def encode(command: EncodeCommand, console: Console) -> int:
     """Encode a corpus; returns the exit status."""
-    from maw.retrieval.corpus_encoding import EncodingSettings, encode_corpus
-    from maw.retrieval.corpus_file import CorpusFile
+    from maw.retrieval.data.corpus_file import CorpusFile
     from maw.retrieval.models import choose_own_device, load_encoder
     from maw.retrieval.processes import own_share
-    from maw.retrieval.shard_encoder import Pace
+    from maw.retrieval.vectors.corpus_encoding import EncodingSettings, encode_corpus
+    from maw.retrieval.vectors.shard_encoder import Pace
 
     settings = EncodingSettings(command.dtype, command.precision, command.shard_size)
     pace = Pace(command.batch_size, command.batch_tokens, command.workers)
@@ -41,8 +41,8 @@ def encode(command: EncodeCommand, console: Console) -> int:
         return 0
     console.print(f"{who}{command.output} is complete", highlight=False)
     if command.parquet is not None:
-        from maw.retrieval.parquet_export import export_parquet
-        from maw.retrieval.vector_store import VectorStore
+        from maw.retrieval.vectors.parquet_export import export_parquet
+        from maw.retrieval.vectors.store import VectorStore
 
         written = export_parquet(VectorStore(command.output, checksums=False), command.parquet)
         console.print(f"{who}{written:,} Parquet files written to {command.parquet}", highlight=False)
@@ -51,10 +51,10 @@ def encode(command: EncodeCommand, console: Console) -> int:
 
 def search(command: SearchCommand, console: Console) -> int:
     """Search a store; returns the exit status."""
-    from maw.retrieval.corpus_file import CorpusFile
+    from maw.retrieval.data.corpus_file import CorpusFile
     from maw.retrieval.models import choose_device, load_encoder
-    from maw.retrieval.store_search import read_queries, search_store, text_of, write_search
-    from maw.retrieval.vector_store import VectorStore
+    from maw.retrieval.vectors.store import VectorStore
+    from maw.retrieval.vectors.store_search import read_queries, search_store, text_of, write_search
 
     if (command.query is None) == (command.queries is None):
         raise MAWError("give one query in quotes, or a file of them with --queries: one of the two")

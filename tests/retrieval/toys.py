@@ -9,9 +9,9 @@ import torch
 from transformers import BertModel
 
 import maw
-from maw.retrieval.datasets import RetrievalDataset
+from maw.retrieval.data.datasets import RetrievalDataset
 from maw.retrieval.models import choose_device, load_encoder
-from maw.retrieval.training import TrainingSettings
+from maw.retrieval.training.settings import TrainingSettings
 
 WORDS = ("river", "engine", "violin", "glacier", "parliament", "enzyme", "harbour", "theorem", "orchard", "satellite")
 SETTINGS = TrainingSettings(epochs=2, batch_size=4, max_length=16, dev_documents=5, learning_rate=1e-4)

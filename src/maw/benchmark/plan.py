@@ -15,8 +15,8 @@ from maw.errors import MAWError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from maw.retrieval.datasets import RetrievalDataset
-    from maw.retrieval.training import TrainingSettings
+    from maw.retrieval.data.datasets import RetrievalDataset
+    from maw.retrieval.training.settings import TrainingSettings
 
 __all__ = [
     "PRESETS",
@@ -106,7 +106,7 @@ def planned_runs(benchmark: Benchmark) -> list[PlannedRun]:
 
 def training_settings(benchmark: Benchmark, run: PlannedRun) -> TrainingSettings:
     """How to train this run; a MAW variant and its dense twin get the same value."""
-    from maw.retrieval.training import TrainingSettings
+    from maw.retrieval.training.settings import TrainingSettings
 
     values: dict[str, Any] = {**PRESETS[benchmark.preset]["training"], **benchmark.training, "seed": run.seed or 0}
     if run.variant.tuning == "lora":
@@ -157,8 +157,8 @@ def estimate_seconds(
 
 
 def _texts_per_second(model: SentenceTransformer, dataset: RetrievalDataset) -> float:
-    from maw.retrieval.encoding import encode
-    from maw.retrieval.texts import TextStore
+    from maw.retrieval.data.texts import TextStore
+    from maw.retrieval.ranking.dense import encode
 
     sample, warm_up = (64, 8) if model.device.type == "cpu" else (1024, 1024)
     documents = dataset.documents

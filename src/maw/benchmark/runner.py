@@ -25,18 +25,18 @@ from maw.benchmark.results import (
     write_per_query,
 )
 from maw.errors import MAWError
-from maw.retrieval.assessment import dense_rankings
-from maw.retrieval.bm25 import bm25_run
-from maw.retrieval.checkpoints import remove_checkpoints, write_aside
-from maw.retrieval.evaluation import Evaluation, default_measures, evaluate
+from maw.retrieval.evaluation.assessment import dense_rankings
+from maw.retrieval.evaluation.measures import Evaluation, default_measures, evaluate
 from maw.retrieval.models import choose_device, fingerprint, load_encoder
-from maw.retrieval.runs import write_run
+from maw.retrieval.ranking.bm25 import bm25_run
+from maw.retrieval.ranking.runs import write_run
+from maw.retrieval.training.checkpoints import remove_checkpoints, write_aside
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from maw.retrieval.datasets import RetrievalDataset
-    from maw.retrieval.runs import Run as Ranking
+    from maw.retrieval.data.datasets import RetrievalDataset
+    from maw.retrieval.ranking.runs import Run as Ranking
 
 __all__ = ["Runner", "load_benchmark_dataset"]
 
@@ -46,7 +46,7 @@ MARKER = "benchmark.json"
 
 def load_benchmark_dataset(benchmark: Benchmark) -> RetrievalDataset:
     """The data set, cut to the preset."""
-    from maw.retrieval.datasets import load_dataset
+    from maw.retrieval.data.datasets import load_dataset
 
     dataset = load_dataset(benchmark.dataset, drop_own=benchmark.drop_own or None)
     subset = PRESETS[benchmark.preset]["subset"]

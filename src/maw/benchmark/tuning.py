@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 from maw.errors import MAWError
 from maw.hf.attach import attach
 from maw.hf.lora import lora_config, merge_lora
-from maw.retrieval.model_card import write_model_card
-from maw.retrieval.rows import find_negatives
-from maw.retrieval.training import TrainingSettings, count_parameters, train
+from maw.retrieval.training.fine_tuning import count_parameters, train
+from maw.retrieval.training.model_card import write_model_card
+from maw.retrieval.training.rows import find_negatives
+from maw.retrieval.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from maw.benchmark.variants import Variant
     from maw.config import MAWConfig
-    from maw.retrieval.datasets import RetrievalDataset
+    from maw.retrieval.data.datasets import RetrievalDataset
 
 __all__ = ["Tuned", "save_model", "tune"]
 

@@ -13,7 +13,7 @@ from maw.display.pictures import save_pictures
 from maw.display.terminal import print_inspection
 from maw.errors import MAWError
 from maw.inspection import inspect
-from maw.retrieval.lines import read_lines, refuse
+from maw.retrieval.data.lines import read_lines, refuse
 from maw.retrieval.models import choose_device, load_encoder
 
 if TYPE_CHECKING:

@@ -1,0 +1,124 @@
+"""Reading a file of relevance judgements, strictly, in any of its three forms.
+
+    query 0 document grade                 TREC: four columns, separated by tabs or blanks
+    query document grade                   three columns, as some copies of MS MARCO have them
+    query-id <TAB> corpus-id <TAB> score   this header, then three columns separated by tabs: BEIR
+
+The first line decides which form the file has; every other line must be like it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from maw.retrieval.data.checks import TRAIN, lacking
+from maw.retrieval.data.lines import read_lines, refuse, short
+
+__all__ = ["JudgementFile", "check_train_apart", "read_judgements"]
+
+HEADER = ["query-id", "corpus-id", "score"]
+_GRADE = re.compile(r"-?[0-9]{1,9}")
+
+
+@dataclass
+class JudgementFile:
+    """What a file of judgements holds.
+
+    Attributes:
+        path: the file.
+        grades: query id -> document id -> grade.
+        lines: query id -> the line of its first judgement.
+        repeated: how many judgements were given again with the same grade.
+    """
+
+    path: Path
+    grades: dict[str, dict[str, int]] = field(default_factory=dict)
+    lines: dict[str, int] = field(default_factory=dict)
+    repeated: int = 0
+
+    def line_of(self, query: str, document: str) -> int:
+        """The line in which a pair is judged first; the file is read again for it."""
+        rows = _rows(self.path, {}, "", header_needed=False)
+        return next(number for number, columns in rows if (columns[0], columns[-2]) == (query, document))
+
+    def check_queries(self, queries: Mapping[str, str], where: str) -> None:
+        """Refuse a query without a text, by file and line; `where` says where its text should be."""
+        if unknown := lacking(queries, self.grades):
+            refuse(self.path, self.lines[unknown[0]], f"query {unknown[0]!r} is not in {where}")
+
+    def check_documents(self, documents: Mapping[str, str], where: str) -> None:
+        """Refuse a document without a text, by file and line; `where` says where its text should be."""
+        pairs = [(query, document) for query, row in self.grades.items() for document in row]
+        if unknown := set(lacking(documents, (document for _, document in pairs))):
+            line, name = min((self.line_of(*pair), pair[1]) for pair in pairs if pair[1] in unknown)
+            refuse(self.path, line, f"document {name!r} is not in {where}")
+
+
+def read_judgements(path: Path, checksums: dict[str, str], key: str, *, header_needed: bool = False) -> JudgementFile:
+    """Read a file of judgements in any of the three forms.
+
+    Args:
+        path: the file.
+        checksums: gets its SHA-256 under `key`.
+        key: the name of the file in `checksums`.
+        header_needed: whether only the form with a header is accepted.
+
+    Raises:
+        MAWError: the file is missing or has no judgement, a line has another number of columns or no integer grade,
+            or a pair is judged twice with different grades: named by file and line.
+    """
+    found = JudgementFile(path)
+    for number, columns in _rows(path, checksums, key, header_needed=header_needed):
+        query, document, text = columns[0], columns[-2], columns[-1]
+        if not _GRADE.fullmatch(text):
+            refuse(path, number, f"wanted an integer grade in the last column, got {short(text)}")
+        grade, row = int(text), found.grades.setdefault(query, {})
+        found.lines.setdefault(query, number)
+        if document not in row:
+            row[document] = grade
+        elif row[document] == grade:
+            found.repeated += 1
+        else:
+            pair, first = f"query {query!r} and document {document!r}", found.line_of(query, document)
+            refuse(path, number, f"{pair} have grade {grade} here and {row[document]} in line {first}: keep one")
+    if not found.grades:
+        refuse(path, 2, "wanted at least one judgement after the header, got none")
+    return found
+
+
+def check_train_apart(files: Mapping[str, JudgementFile]) -> None:
+    """Refuse a query that is judged in train and in another split, by both files and lines."""
+    if TRAIN not in files:
+        return
+    train = files[TRAIN]
+    for found in files.values():
+        both = next((query for query in found.grades if query in train.grades), None)
+        if found is not train and both is not None:
+            place = f"{train.path.name}, line {train.lines[both]}"
+            refuse(found.path, found.lines[both], f"query {both!r} is also in {place}: remove it from one of the two")
+
+
+def _rows(path: Path, checksums: dict[str, str], key: str, *, header_needed: bool) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number, columns) of every line but the header."""
+    width, separator, words = 0, "\t", ""
+    for number, line in read_lines(path, checksums, key, layout="maw.retrieval.data.judgements"):
+        if number == 1:
+            separator = "\t" if "\t" in line or header_needed else None
+            words = " separated by tabs" if separator else ""
+            columns = line.split(separator)
+            width = len(columns)
+            if columns == HEADER:
+                continue
+            if header_needed:
+                wanted = "<TAB>".join(HEADER)
+                refuse(path, 1, f"wanted the header {wanted}, got {short(line)}: add it as the first line")
+            if width not in (3, 4):
+                forms = "4 columns (query 0 document grade), or 3 (query document grade)"
+                refuse(path, 1, f"wanted {forms}, got {width}: {short(line)}")
+        columns = line.split(separator)
+        if len(columns) != width:
+            refuse(path, number, f"wanted {width} columns{words}, got {len(columns)}: {short(line)}")
+        yield number, columns

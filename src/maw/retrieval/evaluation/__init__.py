@@ -1,0 +1,1 @@
+"""What a ranking is worth: measures, models and run files judged by them, and the metric on the dev split."""

@@ -1,0 +1,50 @@
+"""The metric on the dev split that chooses the best checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from typing import TYPE_CHECKING, Any
+
+from sentence_transformers.base.evaluation import BaseEvaluator
+
+from maw.retrieval.evaluation.measures import evaluate
+from maw.retrieval.ranking.dense import dense_runs
+
+if TYPE_CHECKING:
+    from maw.retrieval.data.datasets import RetrievalDataset
+
+__all__ = ["METRIC", "DevEvaluator"]
+
+METRIC = "nDCG@10"
+
+
+class DevEvaluator(BaseEvaluator):
+    """nDCG@10 on the dev split, over its relevant documents and seeded others.
+
+    Args:
+        dataset: has a split dev.
+        size: documents to search in, if there are so many; all relevant ones are among them, whatever it says.
+        seed: another seed chooses other documents beside the relevant ones.
+    """
+
+    def __init__(self, dataset: RetrievalDataset, size: int, seed: int) -> None:
+        super().__init__()
+        self.primary_metric = f"dev_{METRIC}"
+        self.queries, self.judged = dataset.evaluation_split("dev")
+        judged = {document for grades in self.judged.values() for document in grades}
+        documents = {document for document in judged if document in dataset.documents}  # some collections lack some
+
+        def key(document: str) -> bytes:
+            return hashlib.sha256(f"{seed}\0dev documents\0{document}".encode()).digest()
+
+        others = (document for document in dataset.documents if document not in documents)
+        documents |= set(heapq.nsmallest(max(0, size - len(documents)), others, key=key))
+        self.documents = {document: dataset.documents[document] for document in sorted(documents)}
+
+    def __call__(
+        self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """The metric, under the name `primary_metric`."""
+        runs = dense_runs(model, self.documents, {"dev": self.queries}, k=100)
+        return {f"dev_{METRIC}": evaluate(self.judged, runs["dev"], [METRIC]).means[METRIC]}

@@ -1,0 +1,1 @@
+"""Rankings of documents for queries: by words, by vectors in memory, and as run files."""

@@ -1,0 +1,59 @@
+"""How to train: one frozen value for a variant and its twin."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from maw.errors import MAWError
+
+__all__ = ["TrainingSettings"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train; a MAW variant and its dense twin share one value of this.
+
+    Attributes:
+        batch_size: pairs a batch of one process; the candidates of a query are the documents of all processes.
+        mini_batch_size: so many texts a forward, the gradient of the whole batch (GradCache); None is one forward.
+        positives_per_query: at most so many relevant documents a query, chosen by the seed; None takes all.
+        hard_negatives: so many hard negatives a pair (`rows` says what happens where there are fewer).
+        negatives: where they come from: BM25, the model as it is before training, or files given with the data.
+        dev_documents: what the dev split is searched in during training.
+        save_steps: save a checkpoint after every so many steps too, not after every epoch alone.
+        seed: of every draw: order, dropout, depth noise, positives, negatives that are missing, dev documents.
+    """
+
+    learning_rate: float = 5e-5
+    epochs: int = 3
+    batch_size: int = 64
+    mini_batch_size: int | None = None
+    max_length: int = 128
+    warmup_share: float = 0.1
+    weight_decay: float = 0.01
+    similarity_scale: float = 20.0
+    positives_per_query: int | None = None
+    hard_negatives: int = 0
+    negatives: Literal["bm25", "model", "given"] = "bm25"
+    dev_documents: int = 2000
+    gradient_checkpointing: bool = False
+    save_steps: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "mini_batch_size", "max_length", "dev_documents", "save_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise MAWError(f"{name} must be at least 1, got {value}")
+        if self.mini_batch_size is not None and self.mini_batch_size > self.batch_size:
+            raise MAWError(
+                f"mini_batch_size must be at most the batch size {self.batch_size}, got {self.mini_batch_size}"
+            )
+        if self.hard_negatives < 0:
+            raise MAWError(f"hard_negatives must be 0 or more, got {self.hard_negatives}")
+        if self.negatives not in ("bm25", "model", "given"):
+            raise MAWError(f"negatives must be bm25, model or given, got {self.negatives!r}")
+        for name in ("learning_rate", "similarity_scale"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise MAWError(f"{name} must be above 0, got {getattr(self, name)}")

@@ -1,0 +1,214 @@
+"""What a store of vectors is made of, settled before the first vector: model, corpus, settings, and its shards.
+
+A store is a folder:
+
+    plan.json                what is written here; made once, compared by everyone who encodes into the folder
+    order.npy                the rank of every document by descending id
+    shards/00000.ids.txt     the ids of a shard, one a line
+    shards/00000.npy         its vectors, one row a document, in the order of the corpus
+    shards/00000.json        size and checksum of the vectors: a shard with this file is finished
+    manifest.json            the plan with these sizes and checksums: a store with this file is complete
+
+Every process that encodes reads the corpus once for the plan: its checksum, the ids, where each shard begins, and
+whether every line can be used. A later start reads it for the checksum only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maw.errors import MAWError
+from maw.retrieval.aside import Checked, read_json, write_json, write_whole
+from maw.retrieval.data.corpus_file import Block, CorpusFile
+from maw.retrieval.vectors.ahead import map_ahead
+from maw.retrieval.vectors.id_order import write_order
+
+__all__ = ["BLOCK", "FORMAT", "Plan", "settle", "shard_file"]
+
+FORMAT = 1
+BLOCK = 1024
+"""Documents that are taken apart at a time."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A store's plan.
+
+    Args:
+        model: `fingerprint` and `width`.
+        corpus: `name`, `sha256` of the uncompressed file, `rows`.
+        settings: what else decides the vectors and their files.
+        order: size and checksum of order.npy.
+        shards: for each its `rows`, the `offset` of its first line, size and checksum of its `ids`.
+    """
+
+    model: dict[str, Any]
+    corpus: dict[str, Any]
+    settings: dict[str, Any]
+    order: Checked
+    shards: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Read a plan, or a manifest.
+
+        Raises:
+            MAWError: it is damaged, or of another version.
+        """
+        remedy = "Delete it and run the same `maw encode` again: no finished shard is encoded anew"
+        values: Any = read_json(path, remedy)
+        version = values.pop("format", None) if isinstance(values, dict) else None
+        if version != FORMAT:
+            raise MAWError(
+                f"{path} has format {version}, this version of maw reads {FORMAT}: encode the corpus into another "
+                "folder"
+            )
+        try:
+            return cls(*(values[name] for name in ("model", "corpus", "settings", "order")), tuple(values["shards"]))
+        except (KeyError, TypeError) as error:
+            raise MAWError(f"{path} is damaged: it has no {error}. {remedy}") from error
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        write_json(path, {"format": FORMAT, **asdict(self)})
+
+    @property
+    def starts(self) -> np.ndarray:
+        """The first document of every shard, and the number of documents."""
+        return np.cumsum([0, *(shard["rows"] for shard in self.shards)])
+
+    @property
+    def identity(self) -> str:
+        """A checksum of what decides the vectors: a shard with another one belongs to another store."""
+        corpus = {"sha256": self.corpus["sha256"]}
+        parts = [self.model, corpus, self.settings]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def shard_file(folder: Path, number: int, kind: str) -> Path:
+    """The file of a shard; kind is npy, ids.txt or json.
+
+    >>> shard_file(Path("vectors"), 3, "npy").as_posix()
+    'vectors/shards/00003.npy'
+    """
+    return folder / "shards" / f"{number:05}.{kind}"
+
+
+def settle(
+    folder: Path,
+    corpus: CorpusFile,
+    model: dict[str, Any],
+    settings: dict[str, Any],
+    executor: Executor,
+    *,
+    ahead: int = 4,
+) -> Plan:
+    """Return the folder's plan, made now or before.
+
+    Args:
+        folder: the store's; its subfolder `shards` must be there.
+        corpus: what is encoded.
+        model: see `Plan`.
+        settings: see `Plan`.
+        executor: where the corpus is taken apart.
+        ahead: how many blocks of it at a time.
+
+    Raises:
+        MAWError: the folder belongs to another model, corpus or settings, a line of the corpus cannot be used, or an id
+            comes twice.
+    """
+    path = folder / "plan.json"
+    if path.is_file():
+        plan = Plan.read(path)
+        _compare(folder, plan, model, settings)
+        _compare_corpus(folder, plan, _checksum(corpus))
+        return plan
+    plan = _survey(folder, corpus, model, settings, executor, ahead)
+    plan.write(path)
+    written = Plan.read(path)  # by another process, perhaps, with other arguments
+    _compare(folder, written, model, settings)
+    _compare_corpus(folder, written, plan.corpus["sha256"])
+    return written
+
+
+def _survey(
+    folder: Path, corpus: CorpusFile, model: dict[str, Any], settings: dict[str, Any], executor: Executor, ahead: int
+) -> Plan:
+    digest, offset, rows, size = hashlib.sha256(), 0, 0, settings["shard_size"]
+    shards: list[dict[str, Any]] = []
+    ids: list[str] = []
+
+    def finish() -> None:
+        path = shard_file(folder, len(shards), "ids.txt")
+        found = write_whole(path, [("\n".join(ids) + "\n").encode()])
+        shards.append({"rows": len(ids), "offset": begin, "ids": found})
+        ids.clear()
+
+    begin = 0
+    for part, length in map_ahead(executor, _look, _sized(corpus, size, digest), ahead):
+        ids += part
+        rows += len(part)
+        offset += length
+        if len(ids) == size:
+            finish()
+            begin = offset
+    if ids:
+        finish()
+    if not rows:
+        raise MAWError(f"wanted documents to encode, but {corpus.path} is empty")
+
+    def read_ids() -> Iterator[list[bytes]]:
+        for number in range(len(shards)):
+            yield shard_file(folder, number, "ids.txt").read_bytes().split(b"\n")[:-1]
+
+    order = write_order(folder / "order.npy", read_ids, rows, lambda place: f"{corpus.path}, line {place + 1}")
+    about = {"name": corpus.path.name, "sha256": digest.hexdigest(), "rows": rows}
+    return Plan(model, about, settings, order, tuple(shards))
+
+
+def _sized(corpus: CorpusFile, size: int, digest: Any) -> Iterator[Block]:
+    """Blocks that end where shards end."""
+    for block in corpus.blocks(lines=BLOCK, border=size):
+        digest.update(block.raw)
+        yield block
+
+
+def _look(block: Block) -> tuple[list[str], int]:
+    return block.ids(), len(block.raw)
+
+
+def _checksum(corpus: CorpusFile) -> str:
+    digest = hashlib.sha256()
+    for block in corpus.blocks(lines=16 * BLOCK):
+        digest.update(block.raw)
+    return digest.hexdigest()
+
+
+def _compare(folder: Path, plan: Plan, model: dict[str, Any], settings: dict[str, Any]) -> None:
+    wrong = [
+        f"{name} {plan.settings.get(name)!r} there and {settings.get(name)!r} now"
+        for name in sorted({*plan.settings, *settings})
+        if plan.settings.get(name) != settings.get(name)
+    ]
+    if plan.model != model:
+        wrong.insert(0, f"model {plan.model['fingerprint'][:12]} there and {model['fingerprint'][:12]} now")
+    if wrong:
+        raise MAWError(
+            f"{folder} was begun with other arguments: {'; '.join(wrong)}. Give the same ones, or another --output"
+        )
+
+
+def _compare_corpus(folder: Path, plan: Plan, found: str) -> None:
+    if plan.corpus["sha256"] != found:
+        raise MAWError(
+            f"{folder} was begun with another corpus: {plan.corpus['name']} had sha256 {plan.corpus['sha256'][:12]}, "
+            f"this one has {found[:12]}. Give the same one, or another --output"
+        )

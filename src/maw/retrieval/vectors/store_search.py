@@ -1,0 +1,156 @@
+"""Searching a store of vectors: the best documents of some queries, or a run file of many, in bounded memory.
+
+Equal scores are ordered by descending document id, at the k-th place too: the rule of `maw.retrieval.ranking.runs`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from maw.errors import MAWError
+from maw.retrieval.aside import write_whole
+from maw.retrieval.data.corpus_file import CorpusFile
+from maw.retrieval.ranking.dense import encode
+from maw.retrieval.ranking.search import search
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from maw.retrieval.vectors.store import VectorStore
+
+__all__ = ["Hit", "read_queries", "search_store", "search_vectors", "text_of", "write_search"]
+
+TOGETHER = 256
+"""Queries whose document ids are looked up at a time."""
+
+
+class Hit(NamedTuple):
+    """A document that was found."""
+
+    document: str
+    score: float
+    position: int
+    """In the corpus, from 0."""
+
+
+def read_queries(path: Path) -> dict[str, str]:
+    """Read a file of queries in one of the layouts of `CorpusFile`: id to text.
+
+    Raises:
+        MAWError: the file or a line cannot be used, an id comes twice, or there is no query.
+    """
+    queries: dict[str, str] = {}
+    for block in CorpusFile(path).blocks(lines=1024):
+        for line, (name, text) in enumerate(block.records(), start=block.first + 1):
+            if name in queries:
+                first = list(queries).index(name) + 1
+                block.refuse(line, f"id {name!r} was given in line {first} already: ids must be unique")
+            queries[name] = text
+    if not queries:
+        raise MAWError(f"there must be at least one query, got none: {path} is empty")
+    return queries
+
+
+def search_store(
+    model: SentenceTransformer,
+    store: VectorStore,
+    queries: Mapping[str, str],
+    k: int,
+    *,
+    drop_own: bool = False,
+    show_progress: bool = False,
+) -> Iterator[tuple[str, list[Hit]]]:
+    """Search for every query and yield its id and its k best documents, best first.
+
+    Args:
+        model: the encoder that made the store.
+        store: what to search.
+        queries: id to text.
+        k: how many documents a query; all of them where there are fewer.
+        drop_own: whether a document with the query's own id is left out (ArguAna's queries are documents).
+        show_progress: whether to draw a progress bar while the queries are encoded.
+
+    Raises:
+        MAWError: there is no query, k is below 1, or the model is not the store's.
+    """
+    if not queries:
+        raise MAWError("there must be at least one query, got none: give a query or a file of queries")
+    store.check_model(model, "the one given")
+    vectors = encode(model, list(queries.values()), "query", show_progress=show_progress)
+    yield from search_vectors(vectors, store, list(queries), k, drop_own=drop_own)
+
+
+def search_vectors(
+    vectors: Float[Tensor, "queries width"], store: VectorStore, names: list[str], k: int, *, drop_own: bool = False
+) -> Iterator[tuple[str, list[Hit]]]:
+    """Search for queries that are encoded already; see `search_store`."""
+    scores, positions = search(vectors, store, k + drop_own, order=store.order)
+    score, position = scores.cpu().numpy(), positions.cpu().numpy()
+    for begin in range(0, len(names), TOGETHER):
+        part = slice(begin, begin + TOGETHER)
+        ids = np.array(store.ids(position[part]), dtype=object).reshape(position[part].shape)
+        columns = (ids.tolist(), score[part].tolist(), position[part].tolist())
+        for name, *row in zip(names[part], *columns, strict=True):
+            found = [Hit(*hit) for hit in zip(*row, strict=True)]
+            yield name, [hit for hit in found if hit.document != name][:k] if drop_own else found
+
+
+def text_of(store: VectorStore, corpus: CorpusFile, hit: Hit) -> str:
+    """The text of a document, from the corpus that the store was made of.
+
+    Raises:
+        MAWError: the corpus has another document in that place.
+    """
+    number = int(store.starts.searchsorted(hit.position, side="right")) - 1
+    first, offset, stop = int(store.starts[number]), store.plan.shards[number]["offset"], hit.position + 1
+    try:
+        (block,) = deque(corpus.blocks(lines=1024, first=first, offset=offset, stop=stop), maxlen=1)
+        name, text = block.records()[-1]
+    except MAWError as error:  # lines of another file begin elsewhere
+        name, text = str(error), ""
+    if name != hit.document:
+        raise MAWError(
+            f"{corpus.path}, line {hit.position + 1}: wanted document {hit.document!r}, got {name!r}: this is not the "
+            f"corpus that {store.folder} was made of"
+        )
+    return text
+
+
+def write_search(path: Path, results: Iterator[tuple[str, list[Hit]]], tag: str) -> int:
+    """Write results as a run file in the TREC format, one query after the other; see `ranking.runs.write_run`.
+
+    Returns:
+        How many queries it has.
+
+    Raises:
+        MAWError: an id holds white space, or the file cannot be written.
+    """
+    queries = 0
+
+    def lines() -> Iterator[bytes]:
+        nonlocal queries
+        for query, found in results:
+            _check_words(path, [query, *(hit.document for hit in found)])
+            queries += 1
+            ranked = enumerate(found, start=1)
+            yield "".join(f"{query} Q0 {hit.document} {rank} {hit.score!r} {tag}\n" for rank, hit in ranked).encode()
+
+    if not path.parent.is_dir():
+        raise MAWError(f"the run file needs a folder that exists, got {str(path)!r}: create the folder first")
+    write_whole(path, lines())
+    return queries
+
+
+def _check_words(path: Path, names: list[str]) -> None:
+    for name in names:
+        if name.split() != [name]:
+            raise MAWError(
+                f"{path}: an id must be one word in a run file, got {name!r}: the columns are separated by white space"
+            )
