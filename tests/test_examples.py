@@ -57,9 +57,7 @@ def test_fine_tune(run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "MAW_DATA" not in os.environ, reason="MAW_DATA is not set: it has nfcorpus/"
-)
+@pytest.mark.skipif("MAW_DATA" not in os.environ, reason="MAW_DATA is not set: it has nfcorpus/")
 def test_fine_tune_on_a_published_collection(run, tmp_path):
     folder = Path(os.environ["MAW_DATA"]) / "nfcorpus"
     printed = run("fine_tune", folder, "--output", tmp_path / "model", "--small", "--dense", *SMALL)
