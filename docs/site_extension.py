@@ -60,15 +60,18 @@ def skip(app: Sphinx, what: str, name: str, obj: object, skipped: bool, options:
 
 
 class Help(SphinxDirective):
-    """`maw COMMAND --help` as it is printed, 88 columns wide."""
+    """`maw COMMAND --help` as it is printed, and after it `--help-all`, 88 columns wide."""
 
     optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """Run the command line of the package that is documented."""
-        arguments = [*self.arguments, "--help"]
+        return [self.printed(option) for option in ("--help", "--help-all")[: 1 + len(self.arguments)]]
+
+    def printed(self, option: str) -> nodes.Node:
+        """A block with what one call prints."""
         done = subprocess.run(
-            [sys.executable, "-m", "maw", *arguments],
+            [sys.executable, "-m", "maw", *self.arguments, option],
             env=os.environ | {"COLUMNS": "88", "NO_COLOR": "1"},
             capture_output=True,
             text=True,
@@ -76,7 +79,7 @@ class Help(SphinxDirective):
         )
         block = nodes.literal_block(done.stdout, done.stdout)
         block["language"] = "text"
-        return [block]
+        return block
 
 
 def lead_to_index(app: Sphinx, error: Exception | None) -> None:

@@ -240,7 +240,7 @@ ROOMS = [
     {"inspection"},
     {"benchmark"},
     {"display"},
-    {"__main__", "cli", "commands", "options", "progress", "vector_commands", "vector_options"},
+    {"__main__", "cli", "commands", "help", "options", "progress", "vector_commands", "vector_options"},
 ]
 LIGHT = {"torch", "numpy", "jaxtyping"}
 EXTRA = {"kernels": {"triton"}}

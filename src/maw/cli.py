@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import tyro
 
 from maw.errors import MAWError
+from maw.help import help_for
 from maw.options import MAWOptions, TrainingOptions
 from maw.vector_options import EncodeCommand, SearchCommand
 
@@ -170,11 +171,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(__version__)
         return 0
+    if (screen := help_for(given)) is not None:
+        print(screen, end="", file=sys.stdout if given else sys.stderr)
+        return 0 if given else 2
     command = tyro.cli(
         Command,
         prog="maw",
         description="Multi-Attention-Weight attention for text encoders: train, benchmark, report, inspect.",
-        args=given,
+        args=["--help" if word == "--help-all" else word for word in given],
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
