@@ -11,13 +11,14 @@ from typing import Any, Literal, get_args
 
 from maw.errors import MAWError
 
-__all__ = ["Advantage", "Estimator", "Kernels", "MAWConfig", "Reward", "Selection", "ViewKind"]
+__all__ = ["Advantage", "Estimator", "Kernels", "MAWConfig", "Mechanism", "Reward", "Selection", "ViewKind"]
 
 ViewKind = Literal["auto", "spectral", "frame", "random", "ones"]
 Selection = Literal["gumbel", "softmax", "hard", "uniform"]
 Advantage = Literal["std", "none", "leave-one-out"]
 Estimator = Literal["sampled", "exact"]
-Reward = Literal["entropy"]
+Reward = Literal["entropy", "retrieval", "sum"]
+Mechanism = Literal["maw", "ia3-key", "linear-gate", "logit-dropout"]
 Kernels = Literal["auto", "torch", "triton"]
 
 LARGEST_DEPTH = 4096
@@ -45,7 +46,11 @@ class MAWConfig:
         scale: the factor on the mixed scores in (4). None is `scaling * D * C**2`, the exact start.
         selection: how policy logits become depth weights: `"gumbel"`, `"softmax"`, `"hard"`, `"uniform"`.
         tau: temperature of that softmax, the same in training and in evaluation.
-        reward: what a depth choice is worth: `"entropy"`, minus the normalised attention entropy of its slice.
+        tau_start: tau at the first training step, from where it goes to `tau` in equal steps; None is `tau` throughout.
+        reward: what a depth choice is worth: `"entropy"`, minus the normalised attention entropy of its slice;
+            `"retrieval"`, the log-likelihood of the text's partner in the batch when it is encoded with this slice
+            alone (`maw.retrieval.training.rollouts`); `"sum"` of both.
+        retrieval_weight: weight of the retrieval reward in that sum.
         group_size: G, depth choices sampled per text. With 1 the value network is the baseline.
         advantage: scaling of group-relative advantages: `"std"`, `"none"` or `"leave-one-out"`.
         estimator: `"sampled"` (GRPO) or `"exact"`, the gradient over all D arms, which needs no group: `group_size`,
@@ -57,10 +62,14 @@ class MAWConfig:
         value_weight: weight of the value loss inside the auxiliary loss.
         kl_weight: weight of KL(policy || uniform) inside the auxiliary loss.
         entropy_weight: weight of the policy-entropy bonus inside the auxiliary loss.
+        entropy_floor: a share of log D; what the policy's entropy lacks to it, in nats, is added to the auxiliary loss.
         learning_rate: learning rate of MAW's own parameters.
         seed: seed of the random parts of the views.
         kernels: what computes: `"auto"` (Triton kernels on a CUDA device by the rule in `maw.kernels`, else PyTorch),
             `"torch"`, or `"triton"`, which is an error where it cannot run.
+        mechanism: `"maw"`, or what sits in its place in a control experiment: see `maw.controls`, which reads of the
+            settings only `layers`, `learning_rate`, `seed`, `depth` and `logit_dropout`.
+        logit_dropout: share of logits dropped by the control `"logit-dropout"`.
 
     Raises:
         MAWError: a value is out of its range; the message says which and what would do.
@@ -79,7 +88,9 @@ class MAWConfig:
     scale: float | None = None
     selection: Selection = "gumbel"
     tau: float = 5.0
+    tau_start: float | None = None
     reward: Reward = "entropy"
+    retrieval_weight: float = 1.0
     group_size: int = 8
     advantage: Advantage = "std"
     estimator: Estimator = "sampled"
@@ -89,9 +100,12 @@ class MAWConfig:
     value_weight: float = 0.5
     kl_weight: float = 0.0
     entropy_weight: float = 0.0
+    entropy_floor: float = 0.0
     learning_rate: float = 1e-3
     seed: int = 0
     kernels: Kernels = "auto"
+    mechanism: Mechanism = "maw"
+    logit_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", _checked_layers(self.layers))
@@ -102,6 +116,7 @@ class MAWConfig:
             ("estimator", Estimator),
             ("reward", Reward),
             ("kernels", Kernels),
+            ("mechanism", Mechanism),
         ):
             value = getattr(self, name)
             if value not in get_args(kind):
@@ -119,16 +134,29 @@ class MAWConfig:
             _check_integer("num_heads", self.num_heads, least=1)
         for name in ("tau", "clip"):
             _check_number(name, getattr(self, name), above=0.0)
-        if self.estimator == "exact" and self.updates != 1:
-            raise MAWError(
-                f"updates must be 1 with estimator='exact', which draws no samples to reuse, got {self.updates}"
-            )
+        self._check_updates()
         if not isinstance(self.train_views, bool):
             raise MAWError(f"train_views must be True or False, got {self.train_views!r}")
         if self.scale is not None:
             _check_number("scale", self.scale, above=0.0)
-        for name in ("auxiliary_weight", "value_weight", "kl_weight", "entropy_weight", "learning_rate"):
+        if self.tau_start is not None:
+            _check_number("tau_start", self.tau_start, above=0.0)
+        weights = ("auxiliary_weight", "value_weight", "kl_weight", "entropy_weight", "retrieval_weight")
+        for name in (*weights, "learning_rate", "entropy_floor", "logit_dropout"):
             _check_number(name, getattr(self, name), least=0.0)
+        for name in ("entropy_floor", "logit_dropout"):
+            if getattr(self, name) >= 1:
+                raise MAWError(f"{name} must be a share below 1, got {getattr(self, name)!r}")
+
+    def _check_updates(self) -> None:
+        if self.estimator == "exact" and self.updates != 1:
+            raise MAWError(
+                f"updates must be 1 with estimator='exact', which draws no samples to reuse, got {self.updates}"
+            )
+        if self.reward != "entropy" and self.updates != 1:
+            raise MAWError(
+                f"updates must be 1 with reward={self.reward!r}, whose samples are not kept, got {self.updates}"
+            )
 
     @classmethod
     def recipe(cls, name: str, **changes: Any) -> MAWConfig:

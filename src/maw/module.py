@@ -26,10 +26,10 @@ from maw.views import Views
 if TYPE_CHECKING:
     from maw.kernels.ledger import Ledger
 
-__all__ = ["DepthAttention"]
+__all__ = ["Choice", "DepthAttention"]
 
 
-class _Choice(NamedTuple):
+class Choice(NamedTuple):
     """How the depths of a batch are mixed and which are to be rewarded; `logits` are those of the detached state."""
 
     state: Float[Tensor, "B S"]
@@ -86,6 +86,12 @@ class DepthAttention(nn.Module):
         self.records: deque[Record | Ledger] = deque(maxlen=KEPT)
         # kept only where something replays them: None until `replay_loss` is first called
         self.rollouts: list[tuple[int, Rollout]] | None = None
+        self.progress = 1.0
+        """How far training is, from 0 to 1; `tau_start` depends on it."""
+        self.forced: Tensor | None = None
+        """Depth weights, (B, D), for the next forwards, whatever the selector says; they choose and record nothing."""
+        self.pending: list[tuple[Choice, Tensor | None]] = []
+        """Choices whose reward is known after the whole model's forward, with the part of it that is known."""
         self.handle = compiled.handle_of(self)
         check_finite(self)
         self.register_load_state_dict_post_hook(check_finite)
@@ -141,7 +147,9 @@ class DepthAttention(nn.Module):
     def _composed(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
         """The transformed query, operation by operation."""
         operations, choice = choose_operations(self.config.kernels, query, self.config.depth), None
-        if self.config.selection == "uniform":
+        if self.forced is not None:
+            weight = self.forced
+        elif self.config.selection == "uniform":
             weight = self.query_views.new_full((query.shape[0], self.config.depth), 1.0 / self.config.depth)
         else:
             state = operations.token_mean(query, mask).to(self.query_views.dtype)
@@ -154,13 +162,25 @@ class DepthAttention(nn.Module):
         )
         if choice is None:
             return query_transformed
+        if self.config.reward == "retrieval":
+            self._wait_for_reward(choice, None)
+            return query_transformed
         reward = self._reward(query.detach(), key.detach(), mask, choice.depth_index, operations)
+        if self.config.reward == "sum":
+            self._wait_for_reward(choice, reward)
+            return query_transformed
         return self._with_auxiliary(query_transformed, choice, reward)
 
     def weights(self, state: Float[Tensor, "B S"]) -> Float[Tensor, "B D"]:
         """Depth weights chosen for these states: noisy in training mode, the noise-free limit in evaluation mode."""
         logits = self._logits(state)
-        return depth_weights(logits, selection=self.config.selection, tau=self.config.tau, training=self.training)
+        return depth_weights(logits, selection=self.config.selection, tau=self.tau, training=self.training)
+
+    @property
+    def tau(self) -> float:
+        """The temperature now: `config.tau`, or on the way to it from `config.tau_start`."""
+        start, end = self.config.tau_start, self.config.tau
+        return end if start is None else start + self.progress * (end - start)
 
     def _logits(self, state: Tensor) -> Tensor:
         logits = self.selector.policy(state)
@@ -168,7 +188,7 @@ class DepthAttention(nn.Module):
 
     # The auxiliary loss
 
-    def _choose(self, state: Tensor) -> _Choice:
+    def _choose(self, state: Tensor) -> Choice:
         """Depth weights whose gradient reaches the encoder, and a group of depths whose loss must not."""
         if torch.compiler._is_exporting_flag:  # PyTorch 2.11's is_exporting() holds under torch.compile, too
             raise MAWError(
@@ -177,13 +197,13 @@ class DepthAttention(nn.Module):
             )
         config, detached = self.config, state.detach()
         logits, own_logits = self._logits(torch.cat([state, detached])).chunk(2)
-        weight = depth_weights(logits, selection=config.selection, tau=config.tau, training=True)
+        weight = depth_weights(logits, selection=config.selection, tau=self.tau, training=True)
         if config.estimator == "exact":
             depth_index = torch.arange(config.depth, device=state.device).expand(state.shape[0], -1)
         else:
             depth_index = grpo.sample_group(logits, config.group_size)
         log_probability = grpo.log_probability(logits.detach(), depth_index)
-        return _Choice(detached, own_logits, weight, depth_index, log_probability)
+        return Choice(detached, own_logits, weight, depth_index, log_probability)
 
     @torch.no_grad()
     def _reward(
@@ -192,7 +212,24 @@ class DepthAttention(nn.Module):
         views = self.query_views, self.key_views
         return entropy_reward(query, key, *views, depth_index, scale=self.scale, mask=mask, operations=operations)
 
-    def _with_auxiliary(self, query_transformed: Tensor, choice: _Choice, reward: Tensor) -> Tensor:
+    def _wait_for_reward(self, choice: Choice, reward: Tensor | None) -> None:
+        """Keep a choice until the model's output says what it was worth (`maw.retrieval.training.rollouts`)."""
+        if torch.compiler.is_compiling():
+            raise MAWError(f"reward={self.config.reward!r} needs what a compiled graph does not keep: do not compile")
+        if in_backward():
+            raise MAWError(f"gradient checkpointing runs MAW's layers twice, and reward={self.config.reward!r} once")
+        self.pending.append((choice, reward))
+
+    def settle(self, choice: Choice, reward: Tensor) -> Tensor:
+        """The auxiliary loss per text, (B,), of a choice whose whole reward is known; recorded for `collect`."""
+        with torch.autocast(reward.device.type, enabled=False):
+            rollout = Rollout(choice.state, choice.depth_index, choice.log_probability, reward.detach())
+            # logits of their own graph: those of the choice share one with the training loss
+            loss, record = self._rollout_loss(rollout, self._logits(choice.state))
+        self.records.append(record)
+        return loss
+
+    def _with_auxiliary(self, query_transformed: Tensor, choice: Choice, reward: Tensor) -> Tensor:
         """The transformed query, carrying the gradient of the selector's loss on these texts.
 
         A checkpointed layer runs twice, the second time inside backward: what happened is recorded the first time, and
@@ -228,10 +265,11 @@ class DepthAttention(nn.Module):
         if config.estimator == "exact":
             policy_loss, clip_share = grpo.exact_policy_loss(logits, reward), None
             loss = policy_loss + config.value_weight * grpo.value_loss(value, -policy_loss[:, None])
-            loss = loss + grpo.regularisation(logits, config.kl_weight, config.entropy_weight)
+            loss = loss + grpo.regularisation(logits, config.kl_weight, config.entropy_weight, config.entropy_floor)
             loss = config.auxiliary_weight * loss
         else:
-            names = ("advantage", "clip", "auxiliary_weight", "value_weight", "kl_weight", "entropy_weight")
+            names = ("advantage", "clip", "auxiliary_weight", "value_weight")
+            names += ("kl_weight", "entropy_weight", "entropy_floor")
             settings = {name: getattr(config, name) for name in names}
             loss, policy_loss, clip_share = grpo.group_loss(
                 logits, value, depth_index, reward, rollout.log_probability, **settings
@@ -248,6 +286,8 @@ class DepthAttention(nn.Module):
         config = self.config
         if config.selection not in ("gumbel", "softmax") or not use_triton(config.kernels, query, config.depth):
             return False
+        if self.forced is not None or config.reward != "entropy" or config.entropy_floor or self.tau != config.tau:
+            return False  # rare settings of studies, operation by operation
         return config.estimator == "sampled" if self.training else not torch.is_grad_enabled()
 
     def _one_step(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:

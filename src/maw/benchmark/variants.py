@@ -45,6 +45,10 @@ class Variant:
         return MAWConfig.recipe(self.recipe, **{**kept, **self.changes})
 
 
+def _control(mechanism: str, text: str) -> Variant:
+    return Variant(mechanism, "tuned", text, "full", "dense-full", "default", {"mechanism": mechanism})
+
+
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
@@ -69,6 +73,9 @@ VARIANTS: dict[str, Variant] = {
         Variant(
             "random", "tuned", "control: random views, in full", "full", "dense-full", "default", {"views": "random"}
         ),
+        _control("ia3-key", "control: trained scaling of keys, in full"),
+        _control("linear-gate", "control: a linear gate on the query with MAW's parameters, in full"),
+        _control("logit-dropout", "control: dropout on attention logits, in full"),
     )
 }
 

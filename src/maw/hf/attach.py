@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from maw.config import MAWConfig
+from maw.controls import Control, make_control
 from maw.errors import MAWError
 from maw.hf import attention as interface
 from maw.hf import mpnet
@@ -43,6 +44,7 @@ __all__ = [
     "Attachment",
     "LayerReport",
     "attach",
+    "carried",
     "carrying_host",
     "detach",
     "has_maw",
@@ -61,8 +63,17 @@ class LayerReport:
     heads: int
     channels: int
     depth: int
-    views: str
+    views: str | None
     parameters: int
+    mechanism: str = "maw"
+
+    def __str__(self) -> str:
+        if self.views is None:
+            return f"{self.mechanism} in {self.name}: {self.parameters:,} parameters"
+        return (
+            f"MAW in {self.name}: {self.heads} heads of {self.channels} channels, depth {self.depth}, "
+            f"{self.views} views, {self.parameters:,} parameters"
+        )
 
 
 @dataclass(frozen=True)
@@ -78,12 +89,7 @@ class Attachment:
         return sum(layer.parameters for layer in self.layers)
 
     def __str__(self) -> str:
-        lines = [
-            f"MAW in {layer.name}: {layer.heads} heads of {layer.channels} channels, depth {layer.depth}, "
-            f"{layer.views} views, {layer.parameters:,} parameters"
-            for layer in self.layers
-        ]
-        return "\n".join(lines)
+        return "\n".join(str(layer) for layer in self.layers)
 
 
 def attach(model: PreTrainedModel | SentenceTransformer, config: MAWConfig | None = None) -> Attachment:
@@ -165,16 +171,21 @@ def carrying_host(model: PreTrainedModel | SentenceTransformer, verb: str) -> Pr
 
 
 def has_maw(model: nn.Module) -> bool:
-    """Whether any layer carries MAW."""
-    return any(isinstance(module, DepthAttention) for module in model.modules())
+    """Whether any layer carries MAW, or a control in its place."""
+    return any(isinstance(module, (DepthAttention, Control)) for module in model.modules())
 
 
 def maw_layers(model: nn.Module) -> list[DepthAttention]:
     """The MAW layers in use, in order; of a layer copied by an adapter, the adapter's copy."""
+    return [module for module in carried(model) if isinstance(module, DepthAttention)]
+
+
+def carried(model: nn.Module) -> list[DepthAttention | Control]:
+    """What the layers carry, MAW or a control, in order; of a layer copied by an adapter, the adapter's copy."""
     return [
         module
         for name, module in model.named_modules()
-        if isinstance(module, DepthAttention) and "original_module" not in name
+        if isinstance(module, (DepthAttention, Control)) and "original_module" not in name
     ]
 
 
@@ -193,18 +204,27 @@ def insert(host: PreTrainedModel, config: MAWConfig) -> tuple[LayerReport, ...]:
     allowed = interface.IMPLEMENTATIONS if layers[0].family.interface else mpnet.IMPLEMENTATIONS
     interface.check_implementation(host.config._attn_implementation, allowed)
     reports, chosen = [], [layers[index] for index in config.layer_indices(len(layers))]
-    starts = [_initial_views(layer, config) for layer in chosen]  # of all first: where one is refused, none is changed
+    # of all first: where one is refused, none is changed
+    starts = [_initial_views(layer, config) if config.mechanism == "maw" else None for layer in chosen]
     for layer, views in zip(chosen, starts, strict=True):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed * 10_007 + layer.index)  # torch.manual_seed: GPUs' too
-            maw = DepthAttention(config, views, scaling=layer.scaling)
+            maw = (
+                make_control(config, layer.heads, layer.channels, scaling=layer.scaling)
+                if views is None
+                else DepthAttention(config, views, scaling=layer.scaling)
+            )
         layer.attention.maw = maw.to(layer.projections[0].weight.device).train(host.training)
         if layer.family.interface:
             interface.carry(layer.attention)
         else:
             mpnet.carry(layer.attention, host.config)
-        channels, parameters = views.query_views.shape[-1], sum(p.numel() for p in maw.parameters())
-        reports.append(LayerReport(layer.index, layer.name, heads, channels, config.depth, views.kind, parameters))
+        parameters, kind = sum(p.numel() for p in maw.parameters()), None if views is None else views.kind
+        reports.append(
+            LayerReport(
+                layer.index, layer.name, heads, layer.channels, config.depth, kind, parameters, config.mechanism
+            )
+        )
     watch(host)
     return tuple(reports)
 
@@ -213,7 +233,7 @@ def remove(host: PreTrainedModel) -> None:
     """The inverse of `insert`."""
     carrying = [(name, module) for name, module in host.named_modules() if "maw_host_config" in vars(module)]
     for name, attention in carrying:
-        if not isinstance(attention.maw, DepthAttention):
+        if not isinstance(attention.maw, (DepthAttention, Control)):
             raise MAWError(f"{name}: an adapter wraps MAW: call maw.merge_lora(model) first")
     for _, attention in carrying:
         (interface if family_of(host).interface else mpnet).release(attention)

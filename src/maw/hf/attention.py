@@ -17,7 +17,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from maw.errors import MAWError
-from maw.hf.masks import key_mask
+from maw.hf.masks import key_mask, with_added
 
 __all__ = ["IMPLEMENTATIONS", "NAME", "carry", "check_implementation", "maw_attention", "release"]
 
@@ -56,8 +56,9 @@ def maw_attention(
             "tokens): call the encoder on whole texts, with use_cache=False"
         )
 
-    def attend(transformed: Tensor) -> Any:
-        return host_attention(module, transformed, key, value, attention_mask, scaling=scaling, **options)
+    def attend(transformed: Tensor, *, added: Tensor | None = None) -> Any:
+        mask = attention_mask if added is None else with_added(attention_mask, added)
+        return host_attention(module, transformed, key, value, mask, scaling=scaling, **options)
 
     maw = cast("nn.Module", module.maw)
     return maw(query, key, value, key_mask(attention_mask, batch, keys), attend=attend)

@@ -70,6 +70,9 @@ def _refuse_adapter(host: PreTrainedModel) -> None:
 
 
 def _refuse_what_is_not_constant(layer: AttentionLayer) -> None:
+    mechanism = layer.attention.maw.config.mechanism
+    if mechanism != "maw":
+        raise MAWError(f"{layer.name} carries the control {mechanism!r}, not MAW: fold is for MAW")
     selection = layer.attention.maw.config.selection
     if selection != "uniform":
         raise MAWError(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from maw.errors import MAWError
 
-__all__ = ["key_mask"]
+__all__ = ["key_mask", "with_added"]
 
 ADVICE = "give the encoder a mask of shape (B, K), ones where there is a token"
 
@@ -55,6 +55,28 @@ def key_mask(attention_mask: Any, batch: int, keys: int) -> Bool[Tensor, "B K"] 
     elif diagonal.dtype != torch.bool:
         raise MAWError(f"the attention mask must be boolean or of a floating type, got {diagonal.dtype}: {ADVICE}")
     return diagonal.expand(batch, -1)
+
+
+def with_added(attention_mask: Any, added: Float[Tensor, "B H Q K"]) -> Float[Tensor, "B H Q K"]:
+    """A mask that also adds something to each logit: masked pairs stay masked.
+
+    Args:
+        attention_mask: None, a boolean or an additive mask, as in `key_mask`.
+        added: what to add.
+
+    Raises:
+        MAWError: the mask is a `BlockMask`, which adds nothing.
+
+    >>> with_added(torch.tensor([[[[True, False]]]]), torch.full((1, 1, 1, 2), 3.0))[0, 0, 0, 0].item()
+    3.0
+    """
+    if attention_mask is None:
+        return added
+    if not isinstance(attention_mask, Tensor):
+        raise MAWError("nothing can be added to the logits under flex attention: use attn_implementation='sdpa'")
+    if attention_mask.dtype == torch.bool:
+        return added.masked_fill(~attention_mask, torch.finfo(added.dtype).min)
+    return (added + attention_mask).clamp(min=torch.finfo(added.dtype).min)
 
 
 def _block_diagonal(mask: BlockMask, batch: int, keys: int) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from maw.config import MAWConfig
 from maw.errors import MAWError
-from maw.hf.attach import insert, maw_layers
+from maw.hf.attach import carried, insert
 from maw.hf.configuration import MAWModelConfig
 from maw.shapes import check_finite
 
@@ -124,7 +124,7 @@ class MAWModel(PreTrainedModel):
                     f"{len(strange)} MAW weights are {what} {folder}, such as {strange[0]}: the weights do not "
                     "belong to the folder's config.json, or another version of maw wrote them"
                 )
-        for layer in maw_layers(model):
+        for layer in carried(model):
             check_finite(layer)
         return (model, info) if wants_info else model
 

@@ -49,9 +49,9 @@ def _forward(
     )
     batch, _, keys, channels = key.shape
 
-    def attend(transformed: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(transformed: Tensor, *, added: Tensor | None = None) -> tuple[Tensor, Tensor]:
         logit = channels**-0.5 * transformed @ key.mT
-        for term in (position_bias, attention_mask):
+        for term in (added, position_bias, attention_mask):
             if term is not None:
                 logit = logit + term
         attention = F.dropout(logit.softmax(dim=-1), self.dropout.p, self.training)

@@ -22,7 +22,7 @@ from torch import nn
 from transformers import PrinterCallback, ProgressCallback
 
 from maw.errors import MAWError
-from maw.hf.attach import maw_layers
+from maw.hf.attach import carried, maw_layers
 from maw.retrieval.evaluation.development import METRIC, DevEvaluator
 from maw.retrieval.models import fingerprint
 from maw.retrieval.training.batches import Batches, TrainingTexts
@@ -150,7 +150,7 @@ def train(
 def _arguments(
     model: SentenceTransformer, folder: Path, settings: TrainingSettings, *, has_dev: bool, show_progress: bool
 ) -> SentenceTransformerTrainingArguments:
-    layers = maw_layers(model)
+    layers = carried(model)
     on_gpu = model.device.type == "cuda"
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),
@@ -199,7 +199,7 @@ def _identity(
     return {
         "settings": {name: value for name, value in asdict(settings).items() if name != "save_steps"},
         "weights": fingerprint(model),
-        "maw": [layer.config.to_dict() for layer in maw_layers(model)],
+        "maw": [layer.config.to_dict() for layer in carried(model)],
         "data": [data.hexdigest(), dict(dataset.checksums)],
         "processes": batches.processes,
         "device": model.device.type,

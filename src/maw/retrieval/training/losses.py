@@ -9,8 +9,8 @@ next step, however many losses a step accumulates.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from sentence_transformers.sentence_transformer.losses import (
@@ -24,6 +24,7 @@ from maw.auxiliary import add_loss_beside, scale_gradient
 from maw.errors import MAWError
 from maw.hf.attach import maw_layers
 from maw.records import Rollout
+from maw.retrieval.training.rollouts import Rollouts, wants_rollouts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -74,6 +75,8 @@ class AuxiliaryLoss(nn.Module):
         super().__init__()
         self.loss = loss
         self.model = model
+        self.scale: float = getattr(loss, "scale", 20.0)
+        """The loss's factor on cosines."""
         self.due: list[Kept] = []
         """Samples of earlier optimiser steps, replayed by every loss of this one."""
         self.fresh: list[Kept] = []
@@ -94,14 +97,17 @@ class AuxiliaryLoss(nn.Module):
             layer.gradient_scale.texts = 0
         again = {place: layer for place, layer in training.items() if _samples_serve_again(layer)}
         replayed = self._replay(again) if again else []
-        with _collecting(again, self.fresh):
+        rollouts = None
+        if wants_rollouts(layers):
+            rollouts = Rollouts(cast("SentenceTransformer", self.model), layers, scale=self.scale)
+        with _collecting(again, self.fresh), nullcontext() if rollouts is None else rollouts.watching():
             loss = self.loss(features, labels)
         if isinstance(loss, dict):
             loss = torch.stack(list(loss.values())).sum()
         if not layers:
             return loss
         loss = scale_gradient(loss, [layer.gradient_scale for layer in layers])
-        for layer, beside in replayed:
+        for layer, beside in replayed + ([] if rollouts is None else rollouts.losses()):
             loss = add_loss_beside(loss, beside, layer.selector.parameters())
         return loss
 

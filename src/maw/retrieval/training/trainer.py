@@ -101,6 +101,8 @@ class Trainer(SentenceTransformerTrainer):
         """
         self.check_loss()
         self.data = chained(self.data, inputs.pop("rows"))
+        for layer in maw_layers(self.model):
+            layer.progress = self.state.global_step / max(1, self.state.max_steps)
         loss = super().training_step(model, inputs, *args, **kwargs)
         self.unchecked = self.state.global_step + 1, loss.detach()
         return loss
@@ -213,6 +215,8 @@ class Trainer(SentenceTransformerTrainer):
 
     def finish(self) -> None:
         """Look at the trained model, the best one where there is a dev split, and log what is found."""
+        for layer in maw_layers(self.model):
+            layer.progress = 1.0
         if self.is_world_process_zero() and (found := self.probe()):
             self._write({"step": self.state.global_step}, found)
 

@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from maw.hf.attach import maw_layers
+from maw.hf.attach import carried
 from maw.retrieval.models import fingerprint
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _settings(model: SentenceTransformer) -> dict[str, Any]:
     return {
         "modules": [(type(module).__name__, module.get_config_dict()) for module in modules],
         "host": None if config is None else _unusual(config),
-        "maw": [asdict(layer.config) for layer in maw_layers(model)],
+        "maw": [asdict(layer.config) for layer in carried(model)],
         "adapters": {
             name: {field: getattr(adapter, field, None) for field in ADAPTER}
             for name, adapter in getattr(host, "peft_config", {}).items()
