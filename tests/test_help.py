@@ -61,6 +61,13 @@ def test_no_words_are_no_command(capsys):
     assert "maw benchmark" in capsys.readouterr().err
 
 
+def test_every_variant_is_named():
+    from maw.benchmark.variants import VARIANTS
+
+    words = re.findall(r"[\w-]+", screens.HELP["benchmark"])
+    assert [name for name in VARIANTS if name not in words] == []
+
+
 def test_every_command_is_on_the_first_screen():
     assert [name for name in COMMANDS if f"  maw {name} " not in screens.HELP[""]] == []
 

@@ -62,7 +62,8 @@ The same command goes on with a benchmark that was interrupted.
   --model NAME           packaged (all-MiniLM-L6-v2, the default), a model
                          folder, or a hub name
   --variants A,B         bm25, untuned, dense-lora, dense-full, maw-lora,
-                         maw-full, literal, static, random
+                         maw-full; controls: literal, static, random,
+                         ia3-key, linear-gate, logit-dropout
   --seeds N              how often each variant is trained (1)
   --full                 all of pydocs instead of the preset quick
   --drop-own             no document with the query's own id (ArguAna: always)
