@@ -150,7 +150,7 @@ def train(
 def _arguments(
     model: SentenceTransformer, folder: Path, settings: TrainingSettings, *, has_dev: bool, show_progress: bool
 ) -> SentenceTransformerTrainingArguments:
-    layers = carried(model)
+    layers = [layer for layer in carried(model) if any(p.requires_grad for p in layer.parameters())]
     on_gpu = model.device.type == "cuda"
     arguments = SentenceTransformerTrainingArguments(
         output_dir=str(folder),

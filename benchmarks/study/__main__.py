@@ -1,0 +1,130 @@
+"""The study: does MAW help, against dense twins that were tuned first and against controls?
+
+    python benchmarks/study --data FOLDER --output FOLDER [--model FOLDER] [--workers 5] [--minutes 9] [--phases main]
+
+Runs go to `--workers` processes for each GPU (one on a CPU). A finished run is a JSON file and a file of every query's
+score; the same command goes on with what is missing, so the study can be stopped at any time. `tables.py` makes tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import plan
+import torch
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds the BEIR folders")
+    parser.add_argument("--model", default="packaged")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--workers", type=int, default=1, help="for each GPU")
+    parser.add_argument("--minutes", type=float, default=1e6, help="start no run that would probably end later")
+    parser.add_argument("--phases", default=",".join(plan.PHASES))
+    parser.add_argument("--only", default="", help="runs whose names contain this")
+    parser.add_argument("--commit")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    """All finished runs."""
+    return [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))]
+
+
+def main() -> None:
+    asked = arguments()
+    (asked.output / "runs").mkdir(parents=True, exist_ok=True)
+    if asked.worker is not None:
+        work(asked)
+        return
+    shutil.rmtree(asked.output / "claims", ignore_errors=True)  # of processes that are gone
+    (asked.output / "claims").mkdir()
+    until, gpus = time.time() + 60 * asked.minutes, max(1, torch.cuda.device_count()) if asked.device == "cuda" else 1
+    count = gpus * asked.workers
+    threads = str(max(1, (os.cpu_count() or 1) // count))
+    running = []
+    for number in range(count):
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "RAYON_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "true",
+        }
+        if asked.device == "cuda":
+            environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+        command = [sys.executable, *sys.argv, "--worker", str(number), "--until", str(until)]
+        log = (asked.output / f"worker{number}.log").open("a")
+        running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    for process in running:
+        process.wait()
+    found = results(asked.output)
+    print(dict(collections.Counter(result["run"]["phase"] for result in found)))
+    failed = sorted(path.stem for path in (asked.output / "runs").glob("*.failed"))
+    if failed:
+        raise SystemExit(f"{len(failed)} runs failed, such as {failed[0]}: see its file")
+
+
+def work(asked: argparse.Namespace) -> None:
+    """Take runs until none is left or there is no time for one."""
+    from training import do_run, quiet
+
+    quiet()
+    device = torch.device(asked.device)
+    longest: dict[tuple[str, int], float] = collections.defaultdict(float)
+    wanted = [name for name in plan.PHASES if name in asked.phases.split(",")]
+    while time.time() < asked.until:
+        taken, open_phases = next_run(asked, wanted)
+        if taken is None:
+            if not open_phases:
+                return
+            time.sleep(0.5)
+            continue
+        guess = longest[taken.train, taken.epochs] or 20.0
+        if time.time() + guess > asked.until:
+            (asked.output / "claims" / taken.name).unlink(missing_ok=True)
+            return
+        start = time.time()
+        try:
+            do_run(taken, asked, device)
+        except Exception:
+            (asked.output / "runs" / f"{taken.name}.failed").write_text(traceback.format_exc())
+        longest[taken.train, taken.epochs] = max(longest[taken.train, taken.epochs], time.time() - start)
+
+
+def next_run(asked: argparse.Namespace, wanted: list[str]) -> tuple[plan.Run | None, bool]:
+    """Claim the first run that nobody has; without one, whether others are doing runs that more may follow."""
+    done = results(asked.output)
+    names = {result["name"] for result in done} | {path.stem for path in (asked.output / "runs").glob("*.failed")}
+    unfinished: set[str] = set()
+    for name in wanted:
+        if unfinished & plan.RESTS_ON[name]:
+            unfinished.add(name)
+            continue
+        missing = [run for run in plan.phase(name, done) if run.name not in names and asked.only in run.name]
+        for run in missing:
+            try:
+                (asked.output / "claims" / run.name).touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            return run, True
+        if missing:
+            unfinished.add(name)
+    return None, bool(unfinished)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Which runs the study has, and in which order. Later phases use what earlier ones found, on dev splits alone.
+
+tuning      dense twins: learning rate, epochs, batch; one seed that no other run has
+options     MAW's settings, on two training sets, at its dense twin's best settings
+main        every variant on every training set, five seeds
+best        the options that were best on dev, as `main`
+scratch     a small encoder that was never trained
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from data import DOMAINS
+
+__all__ = ["PHASES", "RESTS_ON", "Run", "dev", "phase"]
+
+SETS = (*DOMAINS, "mixed")
+SEEDS = range(5)
+TUNING_SEED = 1000
+CONTROLS = ("static", "ia3-key", "linear-gate", "random", "literal", "logit-dropout")
+PHASES = ("tuning", "options", "main", "best", "scratch")
+RESTS_ON = {"tuning": set(), "options": {"tuning"}, "main": {"tuning"}, "best": {"tuning", "options"}, "scratch": set()}
+LEARNING_RATES = {"full": (2e-5, 5e-5, 1e-4, 2e-4), "lora": (2e-4, 5e-4, 1e-3, 2e-3)}
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "no reward": {"auxiliary_weight": 0.0},
+    "tau 1": {"tau": 1.0},
+    "tau 2": {"tau": 2.0},
+    "tau 10": {"tau": 10.0},
+    "tau 10, no reward": {"tau": 10.0, "auxiliary_weight": 0.0},
+    "tau from 1 to 5": {"tau_start": 1.0},
+    "tau from 10 to 2": {"tau_start": 10.0, "tau": 2.0},
+    "no noise, no reward": {"selection": "softmax", "auxiliary_weight": 0.0, "tau": 1.0},
+    "no noise": {"selection": "softmax", "tau": 1.0},
+    "uniform weights": {"selection": "uniform"},
+    "hard": {"selection": "hard", "tau": 1.0},
+    "reward .01": {"auxiliary_weight": 0.01},
+    "reward .1": {"auxiliary_weight": 0.1},
+    "reward .1, entropy floor .9": {"auxiliary_weight": 0.1, "entropy_floor": 0.9},
+    "retrieval .003": {"reward": "retrieval"},
+    "retrieval .03": {"reward": "retrieval", "auxiliary_weight": 0.03},
+    "retrieval .03, tau 1, no noise": {
+        "reward": "retrieval", "auxiliary_weight": 0.03, "tau": 1.0, "selection": "softmax", "entropy_floor": 0.9,
+    },
+    "both .01": {"reward": "sum", "auxiliary_weight": 0.01},
+    "exact gradient .03": {"estimator": "exact", "auxiliary_weight": 0.03},
+    "all layers": {"layers": "all"},
+    "all layers, tau 10": {"layers": "all", "tau": 10.0},
+    "all layers, uniform": {"layers": "all", "selection": "uniform"},
+    "first layer": {"layers": [0]},
+    "last two layers": {"layers": [-2, -1]},
+    "depth 8": {"depth": 8},
+    "depth 16": {"depth": 16},
+    "depth 128": {"depth": 128},
+    "frame views": {"views": "frame"},
+    "views fixed": {"train_views": False},
+    "learning rate 1e-4": {"learning_rate": 1e-4},
+    "learning rate 3e-3": {"learning_rate": 3e-3},
+    "logit dropout .05": {"mechanism": "logit-dropout", "logit_dropout": 0.05},
+    "logit dropout .3": {"mechanism": "logit-dropout", "logit_dropout": 0.3},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, or none for the encoder as it comes."""
+
+    phase: str
+    train: str
+    variant: str
+    seed: int
+    learning_rate: float = 0.0
+    epochs: int = 0
+    batch_size: int = 64
+    maw: Mapping[str, Any] = field(default_factory=dict)
+    option: str = ""
+    encoder: str = "minilm"
+
+    @property
+    def name(self) -> str:
+        """Readable, and different for every run."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.phase}-{self.train}-{self.variant}-s{self.seed}-{digest}"
+
+
+def dev(result: Mapping[str, Any]) -> float:
+    """What choices are made by: the mean of nDCG@10 on the dev splits of the training set's domains."""
+    own = DOMAINS if result["run"]["train"] == "mixed" else (result["run"]["train"],)
+    return statistics.mean(result["means"][f"{name}/dev"] for name in own)
+
+
+def phase(name: str, results: Sequence[Mapping[str, Any]]) -> list[Run]:
+    """The runs of a phase, given the finished runs of those it rests on; the most important first."""
+    return list(
+        {"tuning": _tuning, "options": _options, "main": _main, "best": _best, "scratch": _scratch}[name](results)
+    )
+
+
+def _tuning(_: Sequence[Any]) -> Iterable[Run]:
+    for train in ("mixed", "tldr-commands", "nfcorpus", "nq-qed", "pydocs"):  # the long ones first
+        epochs = (1, 2) if train == "mixed" else (1, 3)
+        grid = itertools.product(("full", "lora"), range(4), epochs, (64, 128))
+        for tuning, rate, number, batch in grid:
+            yield Run("tuning", train, f"dense-{tuning}", TUNING_SEED, LEARNING_RATES[tuning][rate], number, batch)
+
+
+def tuned(results: Sequence[Mapping[str, Any]], train: str, tuning: str, encoder: str = "minilm") -> dict[str, Any]:
+    """The dense twin's settings that were best on dev."""
+    found = [
+        result
+        for result in results
+        if result["run"]["seed"] == TUNING_SEED
+        and result["run"]["encoder"] == encoder
+        and (result["run"]["train"], result["run"]["variant"]) == (train, f"dense-{tuning}")
+    ]
+    best = max(found, key=dev)["run"]
+    return {name: best[name] for name in ("learning_rate", "epochs", "batch_size")}
+
+
+def _options(results: Sequence[Any]) -> Iterable[Run]:
+    for seed in (0, 1):
+        for train in ("nfcorpus", "pydocs"):
+            settings = tuned(results, train, "full")
+            yield Run("options", train, "dense-full", 10 + seed, **settings)
+            for option, changes in OPTIONS.items():
+                yield Run("options", train, "maw-full", 10 + seed, **settings, maw=changes, option=option)
+
+
+def _main(results: Sequence[Any]) -> Iterable[Run]:
+    yield Run("main", "", "untuned", 0)
+    matrix = [
+        (("mixed", "nfcorpus"), ("dense-full", "maw-full", "dense-lora", "maw-lora")),
+        (("mixed", "nfcorpus"), CONTROLS),
+        (("pydocs", "nq-qed", "tldr-commands"), ("dense-full", "maw-full", "dense-lora", "maw-lora")),
+        (("pydocs", "nq-qed", "tldr-commands"), CONTROLS),
+    ]
+    for sets, variants in matrix:
+        for seed, train, variant in itertools.product(SEEDS, sets, variants):
+            tuning = "lora" if variant.endswith("lora") else "full"
+            yield Run("main", train, variant, seed, **tuned(results, train, tuning))
+
+
+def _best(results: Sequence[Any]) -> Iterable[Run]:
+    """The two options with the best mean on dev over both training sets; never the default or a control."""
+    means: dict[str, list[float]] = {}
+    for result in results:
+        if result["run"]["phase"] == "options" and result["run"]["option"]:
+            means.setdefault(result["run"]["option"], []).append(dev(result))
+    whole = max((len(values) for values in means.values()), default=0)
+    known = {name: statistics.mean(values) for name, values in means.items() if len(values) == whole}
+    chosen = [name for name in sorted(known, key=known.get, reverse=True) if "logit" not in name and name != "default"]
+    for option, seed, train in itertools.product(
+        chosen[:2], SEEDS, ("mixed", "nfcorpus", "pydocs", "nq-qed", "tldr-commands")
+    ):
+        yield Run("best", train, "maw-full", seed, **tuned(results, train, "full"), maw=OPTIONS[option], option=option)
+
+
+def _scratch(results: Sequence[Any]) -> Iterable[Run]:
+    common: dict[str, Any] = {"epochs": 4, "batch_size": 128, "encoder": "scratch"}
+    for rate in (2e-4, 5e-4, 1e-3):
+        yield Run("scratch", "mixed", "dense-full", TUNING_SEED, rate, **common)
+    rows = [("dense-full", {}, ""), ("maw-full", {}, "last layer"), ("maw-full", {"layers": "all"}, "all layers")]
+    rows += [
+        ("static", {"layers": "all"}, "all layers"),
+        ("maw-full", {"layers": "all", "tau": 1.0}, "all layers, tau 1"),
+    ]
+    for seed, (variant, maw, option) in itertools.product(SEEDS, rows):
+        yield Run("scratch", "mixed", variant, seed, 5e-4, **common, maw=maw, option=option)

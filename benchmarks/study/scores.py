@@ -1,0 +1,133 @@
+"""What one trained model is measured by: rankings of every domain, and what its depth selection does.
+
+Rankings are by noise-free weights. Beside them, on the domains it was trained on:
+
+    sampled    queries and documents encoded with the noisy weights of training; the selection's gap is the difference
+    fused      a query's vector is the mean over `CHOICES` noisy ones, documents noise-free: depth as an ensemble
+
+and of every MAW layer, over test queries and documents: the smallest mean weight of a depth times D, the share of
+depths with a mean of at least 1 / (4 D), the mutual information of depth and text under policy and weights, in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import data as study_data
+import torch
+from sentence_transformers import SentenceTransformer
+from torch import Tensor
+
+from maw.hf.attach import maw_layers
+from maw.retrieval.evaluation.measures import evaluate
+from maw.retrieval.ranking.runs import rank_documents
+from maw.retrieval.ranking.search import search
+from maw.selector import token_mean
+
+__all__ = ["measure"]
+
+METRIC = "nDCG@10"
+CHOICES = 8
+PerQuery = dict[str, dict[str, float]]
+
+
+def measure(
+    model: SentenceTransformer, data: Path, device: torch.device, *, trained_on: str, everything: bool
+) -> tuple[PerQuery, dict[str, Any]]:
+    """nDCG@10 of every query by `domain/split`, and the statistics of the selection (empty without MAW).
+
+    Args:
+        trained_on: a domain, `mixed`, or nothing.
+        everything: all domains and MS MARCO's pool; else those it was trained on.
+    """
+    model.eval()
+    own = study_data.DOMAINS if trained_on == "mixed" else (trained_on,)
+    names = (*study_data.DOMAINS, study_data.POOL) if everything else own
+    per_query: PerQuery = {}
+    selection: dict[str, Any] = {}
+    layers = maw_layers(model)
+    chooses = [layer for layer in layers if layer.config.selection != "uniform"]
+    for name in names:
+        found = study_data.domain(name, data, model.tokenizer)
+        documents = study_data.encode(model, found.documents, device)
+        vectors = {split: study_data.encode(model, tokens, device) for split, tokens in found.queries.items()}
+        for split, queries in vectors.items():
+            per_query[f"{name}/{split}"] = _scores(found, split, queries, documents)
+        if chooses and name in own:
+            selection[name] = _selection(model, found, documents, device)
+            per_query |= {f"{name}/test/{kind}": selection[name].pop(kind) for kind in ("sampled", "fused")}
+    return per_query, selection
+
+
+def _scores(found: study_data.Domain, split: str, queries: Tensor, documents: Tensor) -> dict[str, float]:
+    score, place = search(queries, documents, 20)
+    run = rank_documents(found.queries[split].ids, found.documents.ids, score, place)
+    return evaluate(found.dataset.judgements(split), run, [METRIC]).per_query[METRIC]
+
+
+def _selection(model: SentenceTransformer, found: study_data.Domain, documents: Tensor, device: torch.device) -> Any:
+    layers = maw_layers(model)
+    policies = _policies(model, found, device)
+    for layer in layers:
+        layer.train()
+    try:
+        torch.manual_seed(0)
+        noisy = [study_data.encode(model, found.queries["test"], device) for _ in range(CHOICES)]
+        noisy_documents = study_data.encode(model, found.documents, device)
+    finally:
+        for layer in layers:
+            layer.eval()
+            layer.collect()
+            layer.pending.clear()
+    fused = torch.nn.functional.normalize(torch.stack(noisy).mean(dim=0), dim=-1)
+    return {
+        "sampled": _scores(found, "test", noisy[0], noisy_documents),
+        "fused": _scores(found, "test", fused, documents),
+        "layers": policies,
+    }
+
+
+def _policies(model: SentenceTransformer, found: study_data.Domain, device: torch.device) -> list[Mapping[str, float]]:
+    layers = [layer for layer in maw_layers(model) if layer.config.selection != "uniform"]
+    logits: list[list[Tensor]] = [[] for _ in layers]
+
+    def listener(kept: list[Tensor]) -> Any:
+        def listen(layer: Any, arguments: tuple[Any, ...], _: Any) -> None:
+            query, _, _, mask = arguments
+            with torch.autocast(device.type, enabled=False):
+                kept.append(layer.selector.policy(token_mean(query, mask)).float())
+
+        return listen
+
+    handles = [
+        layer.register_forward_pre_hook(listener(kept), with_kwargs=True)
+        for layer, kept in zip(layers, logits, strict=True)
+    ]
+    try:
+        study_data.encode(model, found.queries["test"], device)
+        some = study_data.Tokens(found.documents.ids[:2000], found.documents.rows[:2000])
+        study_data.encode(model, some, device)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [_usage(torch.cat(kept), layer) for layer, kept in zip(layers, logits, strict=True)]
+
+
+def _usage(logits: Tensor, layer: Any) -> Mapping[str, float]:
+    policy, weight = logits.softmax(dim=-1), (logits / layer.tau).softmax(dim=-1)
+    depth = logits.shape[-1]
+
+    def information(share: Tensor) -> float:
+        return float(torch.special.entr(share.mean(dim=0)).sum() - torch.special.entr(share).sum(dim=-1).mean())
+
+    return {
+        "smallest mean weight * D": float(weight.mean(dim=0).min()) * depth,
+        "depths alive by policy": float((policy.mean(dim=0) >= 1 / (4 * depth)).float().mean()),
+        "depths alive by weight": float((weight.mean(dim=0) >= 1 / (4 * depth)).float().mean()),
+        "policy entropy / log D": float(torch.special.entr(policy).sum(dim=-1).mean()) / math.log(depth),
+        "information of policy, nat": information(policy),
+        "information of weights, nat": information(weight),
+    }
