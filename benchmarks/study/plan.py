@@ -25,8 +25,16 @@ SETS = (*DOMAINS, "mixed")
 SEEDS = range(5)
 TUNING_SEED = 1000
 CONTROLS = ("static", "ia3-key", "linear-gate", "random", "literal", "logit-dropout")
-PHASES = ("tuning", "options", "main", "best", "scratch")
-RESTS_ON = {"tuning": set(), "options": {"tuning"}, "main": {"tuning"}, "best": {"tuning", "options"}, "scratch": set()}
+PHASES = ("tuning", "recipes", "default", "options", "main", "best", "scratch")
+RESTS_ON: dict[str, set[str]] = {
+    "tuning": set(),
+    "recipes": {"tuning"},
+    "default": {"tuning", "recipes"},
+    "options": {"tuning"},
+    "main": {"tuning"},
+    "best": {"tuning", "options"},
+    "scratch": set(),
+}
 LEARNING_RATES = {"full": (2e-5, 5e-5, 1e-4, 2e-4), "lora": (2e-4, 5e-4, 1e-3, 2e-3)}
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -69,6 +77,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+GENTLE: dict[str, Any] = {"tau": 10.0, "kl_weight": 1.0}
+RECIPES: dict[str, dict[str, Any]] = {
+    "gentle 3e-4": {**GENTLE, "learning_rate": 3e-4},
+    "gentle 3e-4, reward .03": {**GENTLE, "learning_rate": 3e-4, "auxiliary_weight": 0.03},
+    "gentle 1e-4, reward .03": {**GENTLE, "learning_rate": 1e-4, "auxiliary_weight": 0.03},
+    "gentle 3e-4, retrieval .03": {**GENTLE, "learning_rate": 3e-4, "auxiliary_weight": 0.03, "reward": "retrieval"},
+}
+
+
 @dataclass(frozen=True)
 class Run:
     """One training, or none for the encoder as it comes."""
@@ -99,9 +116,16 @@ def dev(result: Mapping[str, Any]) -> float:
 
 def phase(name: str, results: Sequence[Mapping[str, Any]]) -> list[Run]:
     """The runs of a phase, given the finished runs of those it rests on; the most important first."""
-    return list(
-        {"tuning": _tuning, "options": _options, "main": _main, "best": _best, "scratch": _scratch}[name](results)
-    )
+    makers = {
+        "tuning": _tuning,
+        "recipes": _recipes,
+        "default": _default,
+        "options": _options,
+        "main": _main,
+        "best": _best,
+        "scratch": _scratch,
+    }
+    return list(makers[name](results))
 
 
 def _tuning(_: Sequence[Any]) -> Iterable[Run]:
@@ -123,6 +147,32 @@ def tuned(results: Sequence[Mapping[str, Any]], train: str, tuning: str, encoder
     ]
     best = max(found, key=dev)["run"]
     return {name: best[name] for name in ("learning_rate", "epochs", "batch_size")}
+
+
+def _recipes(results: Sequence[Any]) -> Iterable[Run]:
+    for seed, option in itertools.product(SEEDS, RECIPES):
+        for train, variant in (("nfcorpus", "maw-full"), ("pydocs", "maw-full"), ("pydocs", "maw-lora")):
+            settings = tuned(results, train, variant.removeprefix("maw-"))
+            yield Run("recipes", train, variant, seed, **settings, maw=RECIPES[option], option=option)
+
+
+def _default(results: Sequence[Any]) -> Iterable[Run]:
+    option = max(RECIPES, key=lambda name: _mean_dev(results, "recipes", name))
+    rows = [("nfcorpus", "maw-lora"), ("nq-qed", "maw-full"), ("nq-qed", "maw-lora"), ("mixed", "maw-full")]
+    rows += [("tldr-commands", "maw-full"), ("tldr-commands", "maw-lora"), ("mixed", "maw-lora")]
+    for (train, variant), seed in itertools.product(rows, SEEDS):
+        settings = tuned(results, train, variant.removeprefix("maw-"))
+        yield Run("default", train, variant, seed, **settings, maw=RECIPES[option], option=option)
+
+
+def _mean_dev(results: Sequence[Any], phase: str, option: str) -> float:
+    """The mean on dev over the training sets and variants that an option was tried on."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for result in results:
+        run = result["run"]
+        if (run["phase"], run["option"]) == (phase, option):
+            found.setdefault((run["train"], run["variant"]), []).append(dev(result))
+    return statistics.mean(statistics.mean(values) for values in found.values()) if found else 0.0
 
 
 def _options(results: Sequence[Any]) -> Iterable[Run]:
@@ -150,13 +200,8 @@ def _main(results: Sequence[Any]) -> Iterable[Run]:
 
 def _best(results: Sequence[Any]) -> Iterable[Run]:
     """The two options with the best mean on dev over both training sets; never the default or a control."""
-    means: dict[str, list[float]] = {}
-    for result in results:
-        if result["run"]["phase"] == "options" and result["run"]["option"]:
-            means.setdefault(result["run"]["option"], []).append(dev(result))
-    whole = max((len(values) for values in means.values()), default=0)
-    known = {name: statistics.mean(values) for name, values in means.items() if len(values) == whole}
-    chosen = [name for name in sorted(known, key=known.get, reverse=True) if "logit" not in name and name != "default"]
+    tried = [name for name in OPTIONS if "logit" not in name and name != "default"]
+    chosen = sorted(tried, key=lambda name: _mean_dev(results, "options", name), reverse=True)
     for option, seed, train in itertools.product(
         chosen[:2], SEEDS, ("mixed", "nfcorpus", "pydocs", "nq-qed", "tldr-commands")
     ):

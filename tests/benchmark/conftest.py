@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import growing
 import pytest
 import torch
 from transformers import BertModel
@@ -60,3 +61,10 @@ def toy_data(tmp_path_factory):
         lines = ["query-id\tcorpus-id\tscore", *(f"q{i}\td{i}\t1" for i in ids)]
         (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_benchmark(tiny_model, tmp_path_factory):
+    """A finished benchmark: bm25, untuned, dense-full and maw-full with one seed, on two test splits."""
+    base = tmp_path_factory.mktemp("small")
+    return growing.real_benchmark(tiny_model, growing.make_data(base / "data", WORDS, 240), base / "out")

@@ -5,7 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-__all__ = ["count", "duration", "flat", "memory", "metric", "number", "probability", "signed", "values", "words"]
+__all__ = [
+    "count",
+    "duration",
+    "flat",
+    "memory",
+    "metric",
+    "number",
+    "probability",
+    "share",
+    "signed",
+    "values",
+    "words",
+]
 
 
 def number(value: object) -> float | None:
@@ -53,13 +65,28 @@ def metric(value: object) -> str:
 
 
 def signed(value: object) -> str:
-    """A difference, with its sign."""
-    return "—" if (got := number(value)) is None else f"{got:+.4f}".replace("-", "−")
+    """A difference, with its sign.
+
+    >>> signed(0.25), signed(-0.00001)
+    ('+0.2500', '0.0000')
+    """
+    if (got := number(value)) is None:
+        return "—"
+    return f"{got:+.4f}".replace("-", "−") if abs(got) >= 0.00005 else "0.0000"
 
 
 def probability(value: object) -> str:
     """A p-value: never 0."""
     return "—" if (got := number(value)) is None else f"{got:.4f}" if got >= 0.0001 else "< 0.0001"
+
+
+def share(value: object) -> str:
+    """A share in percent.
+
+    >>> share(0.8333)
+    '83 %'
+    """
+    return "—" if (got := number(value)) is None else f"{100 * got:.0f} %"
 
 
 def count(value: object) -> str:

@@ -136,6 +136,8 @@ def estimate_seconds(
     benchmark: Benchmark, runs: Sequence[PlannedRun], dataset: RetrievalDataset, model: SentenceTransformer
 ) -> float:
     """How long these runs will take here, from the speed of the encoder on a sample of the documents."""
+    from maw.benchmark.usage import TEXTS
+
     rate = _texts_per_second(model, dataset)
     queries = sum(len(dataset.judgements(split)) for split in evaluation_splits(dataset))
     total = 0.0
@@ -153,6 +155,8 @@ def estimate_seconds(
             if "dev" in dataset.splits:
                 dev = min(settings.dev_documents, len(dataset.documents)) + len(dataset.judgements("dev"))
                 total += settings.epochs * dev / rate
+            if run.variant.recipe is not None:  # its depth usage is looked at
+                total += (min(TEXTS, queries) + min(TEXTS, len(dataset.documents))) / rate
     return total
 
 

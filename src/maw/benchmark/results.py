@@ -23,6 +23,8 @@ __all__ = [
     "mark_below_untuned",
     "mixture",
     "results_table",
+    "state_rows",
+    "usage_rows",
     "verdict",
     "write_per_query",
 ]
@@ -52,6 +54,35 @@ def mixture(found: Sequence[dict[str, Any]]) -> str | None:
         f"These runs were made in environments that differ in {', '.join(differing)}: "
         "a difference between them may be that."
     )
+
+
+def state_rows(states: Iterable[dict[str, Any]], dataset: str, places: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a finished run and split; `environment` is the number of its environment among `places`."""
+    kept = ("variant", "seed", "trainable_parameters", "total_parameters", "seconds", "peak_bytes")
+    return [
+        {
+            **{name: state[name] for name in kept},
+            "seeds": state.get("seeds", {}),
+            "device": state["environment"]["device"],
+            "environment": places.index(state["environment"]),
+            "dataset": dataset,
+            "split": split,
+            "metrics": metrics,
+            "selector": state.get("selector"),
+            "findings": state.get("findings", []),
+        }
+        for state in states
+        for split, metrics in state["metrics"].items()
+    ]
+
+
+def usage_rows(states: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The depth usage (`maw.benchmark.usage`) of every run that has a policy; runs of older versions have none."""
+    return [
+        {"variant": state["variant"], "seed": state["seed"], **state["depth_usage"]}
+        for state in states
+        if state.get("depth_usage") is not None
+    ]
 
 
 def mark_below_untuned(rows: Iterable[dict[str, Any]], metric: str) -> list[dict[str, Any]]:

@@ -21,9 +21,12 @@ from maw.benchmark.results import (
     environments,
     mark_below_untuned,
     mixture,
+    state_rows,
+    usage_rows,
     verdict,
     write_per_query,
 )
+from maw.benchmark.usage import depth_usage
 from maw.errors import MAWError
 from maw.retrieval.evaluation.assessment import dense_rankings
 from maw.retrieval.evaluation.measures import Evaluation, default_measures, evaluate
@@ -159,6 +162,7 @@ class Runner:
                 show_progress=self.show_progress,
             )
             found = self._rank(tuned.model)
+        usage = depth_usage(tuned.model, self.dataset, self.splits)
         metrics = {split: self._evaluate(split, ranking).means for split, ranking in found.items()}
         save_model(
             tuned,
@@ -168,7 +172,7 @@ class Runner:
             metrics=metrics,
         )
         remove_checkpoints(work)
-        return found, cost, {**tuned.parameters, **tuned.outcome}
+        return found, cost, {**tuned.parameters, **tuned.outcome, "depth_usage": usage}
 
     def _rank(self, model: SentenceTransformer) -> dict[str, Ranking]:
         return dense_rankings(model, self.dataset, self.splits, show_progress=self.show_progress)
@@ -216,8 +220,9 @@ class Runner:
     def _start_folder(self) -> None:
         try:
             (self.folder / "state").mkdir(parents=True, exist_ok=True)
+            begun = {**self.identity, "started": _now(), "command": self.command}
             if not (self.folder / MARKER).is_file():
-                write_aside(self.folder / MARKER, json.dumps({**self.identity, "started": _now()}, indent=1))
+                write_aside(self.folder / MARKER, json.dumps(begun, indent=1))
         except OSError as error:
             raise MAWError(f"cannot write to {self.folder}: {error.strerror}; give another --output") from error
 
@@ -227,29 +232,14 @@ class Runner:
         return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
 
     def write_results(self) -> dict[str, Any]:
-        """Write `results.json`, `per_query.parquet` and `report.html` from the finished runs."""
+        """Write the results, `per_query.parquet`, `report.html` and, at the end, `moved.json` from what is finished."""
+        from maw.benchmark.moved import write_moved
         from maw.benchmark.report import write_report
 
         states, metric = self.finished_states(), self.benchmark.metric
-        kept = ("variant", "seed", "trainable_parameters", "total_parameters", "seconds", "peak_bytes")
         places = environments(states)
         mixed = mixture(places)
-        rows = [
-            {
-                **{name: state[name] for name in kept},
-                "seeds": state.get("seeds", {}),
-                "device": state["environment"]["device"],
-                "environment": places.index(state["environment"]),
-                "dataset": self.dataset.name,
-                "split": split,
-                "metrics": metrics,
-                "selector": state.get("selector"),
-                "findings": state.get("findings", []),
-            }
-            for state in states
-            for split, metrics in state["metrics"].items()
-        ]
-        rows = mark_below_untuned(rows, metric)
+        rows = mark_below_untuned(state_rows(states, self.dataset.name, places), metric)
         found = comparisons(states, metric)
         results = {
             "schema": SCHEMA,
@@ -271,6 +261,7 @@ class Runner:
             },
             "rows": rows,
             "comparisons": comparison_rows(found),
+            "depth_usage": usage_rows(states),
             "verdict": verdict(found, rows, mixed),
             "mixture": mixed,
             "environment": places[-1] if places else describe_environment(self.device),
@@ -280,6 +271,8 @@ class Runner:
         }
         write_aside(self.folder / "results.json", json.dumps(results, indent=1, default=str))
         write_per_query(self.folder / "per_query.parquet", states)
+        if results["finished"]:
+            write_moved(self.folder, results["comparisons"], self.dataset)
         write_report(self.folder)
         return results
 

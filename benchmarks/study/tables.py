@@ -1,0 +1,311 @@
+"""The study's tables, from its finished runs.
+
+    python benchmarks/study/tables.py --runs FOLDER/runs --output docs/results/study
+
+writes `tables.md`; `runs.json`, a row a run with its settings, means, selection statistics and the checksum of its scores; and
+`per_query.parquet`, the nDCG@10 of every query of every run. With `--runs` a former output folder instead, the tables are made again
+from these two files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from data import DOMAINS, POOL
+from plan import CONTROLS, LEARNING_RATES, RECIPES, SETS, TUNING_SEED, dev
+
+from maw.benchmark.comparison import Comparison, compare, correct
+
+POOL_SPLITS = ("dl19", "dl20", "dev")
+Scores = Mapping[str, Mapping[str, np.ndarray]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    asked = parser.parse_args()
+    rows, scores = read(asked.runs)
+    asked.output.mkdir(parents=True, exist_ok=True)
+    write_rows(asked.output / "runs.json", rows)
+    write_scores(asked.output / "per_query.parquet", scores)
+    (asked.output / "tables.md").write_text(tables(rows, scores), encoding="utf-8")
+
+
+# Reading and writing
+
+
+def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, dict[str, np.ndarray]]]:
+    """Rows of the runs and their scores by run and split; scores that do not have their checksum are an error."""
+    if (folder / "runs.json").is_file():
+        whole = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
+        rows = [{**row, "environment": whole["environments"][row["environment"]]} for row in whole["runs"]]
+        scores: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)
+        for row in pq.read_table(folder / "per_query.parquet").to_pylist():
+            scores[row["run"]][row["split"]] = np.array(row["nDCG@10"], dtype=np.float32)
+    else:
+        rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+        scores = {}
+        for row in rows:
+            with np.load(folder / f"{row['name']}.npz") as file:
+                scores[row["name"]] = {name.replace("|", "/"): file[name] for name in file.files}
+    for row in rows:
+        digest = hashlib.sha256()
+        for split, values in sorted(scores[row["name"]].items()):
+            digest.update(split.encode() + values.tobytes())
+        if digest.hexdigest() != row["scores"]:
+            raise SystemExit(f"the scores of {row['name']} are not those of its checksum")
+    return rows, dict(scores)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One line a run, environments once."""
+    environments: list[Any] = []
+    lines = []
+    for row in rows:
+        if row["environment"] not in environments:
+            environments.append(row["environment"])
+        kept = {name: value for name, value in row.items() if name not in ("maw", "environment")}
+        lines.append(json.dumps({**_rounded(kept), "environment": environments.index(row["environment"])}))
+    whole = '{"environments": ' + json.dumps(environments) + ',\n"runs": [\n' + ",\n".join(lines) + "\n]}\n"
+    path.write_text(whole, encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list) else value
+
+
+def write_scores(path: Path, scores: Scores) -> None:
+    parts = [(run, split, values) for run, splits in scores.items() for split, values in splits.items()]
+    run, split, values = zip(*parts, strict=True)
+    table = pa.table({"run": run, "split": split, "nDCG@10": pa.array(values, type=pa.list_(pa.float32()))})
+    pq.write_table(table, path, compression="zstd", compression_level=19, use_dictionary=["run", "split"])
+
+
+# Tables
+
+
+def tables(rows: Sequence[Mapping[str, Any]], scores: Scores) -> str:
+    study = Study(rows, scores)
+    parts = ["# The study's tables", "Made by `benchmarks/study/tables.py` from `runs.json` and `per_query.parquet`."]
+    parts += ["## Tuning the dense twins", study.tuning(), "## Every variant", study.variants()]
+    parts += ["## Against the dense twins", study.against_twins()]
+    parts += ["## Out of domain: MS MARCO's pool", study.out_of_domain()]
+    parts += ["## What the selection does", study.selections(), "## Gentler recipes", study.recipes()]
+    parts += ["## Never trained before", study.scratch(), "## Options", study.options()]
+    return "\n\n".join(parts) + "\n"
+
+
+class Study:
+    """The runs, by what they are."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], scores: Scores) -> None:
+        self.rows, self.scores = rows, scores
+        self.untuned = next(row for row in rows if row["run"]["variant"] == "untuned")
+
+    def pick(self, **wanted: Any) -> list[Mapping[str, Any]]:
+        """Rows whose run has these values, by seed."""
+        found = [row for row in self.rows if all(row["run"][name] == value for name, value in wanted.items())]
+        return sorted(found, key=lambda row: row["run"]["seed"])
+
+    def mean(self, row: Mapping[str, Any], train: str, kind: str = "") -> float:
+        """The mean over the training set's domains of the mean over their test queries."""
+        own = DOMAINS if train == "mixed" else (train,)
+        return statistics.mean(row["means"][f"{name}/test{kind}"] for name in own)
+
+    def queries(self, rows: Sequence[Mapping[str, Any]], splits: Sequence[str]) -> np.ndarray:
+        """(seeds, queries), the queries of all splits together."""
+        return np.stack([np.concatenate([self.scores[row["name"]][split] for split in splits]) for row in rows])
+
+    def compared(self, rows: Sequence[Any], twins: Sequence[Any], splits: Sequence[str], name: str) -> Comparison:
+        seeds = sorted({row["run"]["seed"] for row in rows} & {row["run"]["seed"] for row in twins})
+        first, second = (
+            self.queries([row for row in some if row["run"]["seed"] in seeds], splits) for some in (rows, twins)
+        )
+        return compare(name, twins[0]["run"]["variant"], first, second, "nDCG@10", split=" ".join(splits))
+
+    def tuning(self) -> str:
+        lines = []
+        for train in SETS:
+            for tuning, rates in LEARNING_RATES.items():
+                rows = self.pick(phase="tuning", train=train, variant=f"dense-{tuning}", seed=TUNING_SEED)
+                best = max(rows, key=dev)
+                for rate in rates:
+                    cells = []
+                    for row in sorted(rows, key=lambda row: (row["run"]["epochs"], row["run"]["batch_size"])):
+                        if row["run"]["learning_rate"] == rate:
+                            mark = "**" if row is best else ""
+                            cells.append(f"{mark}{dev(row):.4f}{mark}")
+                    lines.append([train, tuning, f"{rate:g}", *cells])
+        heads = [
+            "training set",
+            "twin",
+            "learning rate",
+            "1 epoch, 64",
+            "1 epoch, 128",
+            "3 epochs, 64",
+            "3 epochs, 128",
+        ]
+        note = "nDCG@10 on dev, mean over the set's domains; columns are epochs and batch (mixed: 1 and 2 epochs)."
+        return f"{note} The best of each block is every twin's and variant's setting from here on.\n\n{_table(heads, lines)}"
+
+    def variants(self) -> str:
+        lines = []
+        for train in SETS:
+            base = self.mean(self.untuned, train)
+            lines.append(
+                [train, "untuned", f"{base:.4f}", "", "", f"{self.untuned['parameters']['total_parameters']:,}"]
+            )
+            for variant in ("dense-full", "maw-full", "dense-lora", "maw-lora", *CONTROLS):
+                rows = self.pick(phase="main", train=train, variant=variant)
+                if not rows:
+                    continue
+                values = [self.mean(row, train) for row in rows]
+                mark = " (below untuned)" if statistics.mean(values) < base else ""
+                spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
+                mean = f"{statistics.mean(values):.4f}{mark}"
+                each = " ".join(f"{value:.4f}"[1:] for value in values)
+                lines.append([train, variant, mean, spread, each, f"{rows[0]['parameters']['trainable_parameters']:,}"])
+        heads = ["training set", "variant", "nDCG@10", "deviation of seeds", "seeds", "trained parameters"]
+        return f"On the test split of the training set's domain; `mixed` is the mean over four domains.\n\n{_table(heads, lines)}"
+
+    def against_twins(self) -> str:
+        found = []
+        for train in SETS:
+            splits = [f"{name}/test" for name in (DOMAINS if train == "mixed" else (train,))]
+            for variant in ("maw-full", "maw-lora", *CONTROLS):
+                twin = "dense-lora" if variant.endswith("lora") else "dense-full"
+                rows = self.pick(phase="main", train=train, variant=variant)
+                if rows:
+                    twins = self.pick(phase="main", train=train, variant=twin)
+                    found.append((train, self.compared(rows, twins, splits, variant)))
+        return _comparisons(found)
+
+    def out_of_domain(self) -> str:
+        lines = []
+        for train in ("", *SETS):
+            names = ("untuned",) if not train else ("dense-full", "maw-full", "dense-lora", "maw-lora", *CONTROLS)
+            for variant in names:
+                rows = self.pick(phase="main", train=train, variant=variant)
+                if rows:
+                    means = [statistics.mean(row["means"][f"{POOL}/{split}"] for row in rows) for split in POOL_SPLITS]
+                    lines.append([train or "-", variant, len(rows), *(f"{mean:.4f}" for mean in means)])
+        return _table(["training set", "variant", "seeds", *POOL_SPLITS], lines)
+
+    def selections(self) -> str:
+        lines = []
+        for train in SETS:
+            for variant in ("maw-full", "maw-lora", "random", "literal"):
+                rows = self.pick(phase="main", train=train, variant=variant)
+                if rows:
+                    lines.append([train, variant, *self.selection(rows, train)])
+        return _table(["training set", "variant", *SELECTION], lines)
+
+    def selection(self, rows: Sequence[Mapping[str, Any]], train: str) -> list[str]:
+        layers = [layer for row in rows for own in row["selection"].values() for layer in own["layers"]]
+        gap = statistics.mean(self.mean(row, train) - self.mean(row, train, "/sampled") for row in rows)
+        fused = statistics.mean(self.mean(row, train, "/fused") - self.mean(row, train) for row in rows)
+        cells = [f"{gap:+.4f}", f"{fused:+.4f}"]
+        for name, of in (
+            ("smallest mean weight * D", min),
+            ("depths alive by policy", min),
+            ("policy entropy / log D", statistics.mean),
+            ("information of policy, nat", statistics.mean),
+            ("information of weights, nat", statistics.mean),
+        ):
+            cells.append(f"{of(layer[name] for layer in layers):.4f}")
+        return cells
+
+    def recipes(self) -> str:
+        lines, found = [], []
+        for train, variant in (("nfcorpus", "maw-full"), ("pydocs", "maw-full"), ("pydocs", "maw-lora")):
+            twins = self.pick(phase="main", train=train, variant=variant.replace("maw", "dense"))
+            present = self.pick(phase="main", train=train, variant=variant)
+            for option, rows in [
+                ("present default", present),
+                *((name, self._of(train, variant, name)) for name in RECIPES),
+            ]:
+                if rows:
+                    means = statistics.mean(map(dev, rows)), statistics.mean(self.mean(row, train) for row in rows)
+                    lines.append(
+                        [train, variant, option, *(f"{mean:.4f}" for mean in means), *self.selection(rows, train)]
+                    )
+                    found.append((train, self.compared(rows, twins, [f"{train}/test"], f"{variant}, {option}")))
+        heads = ["training set", "variant", "recipe", "dev", "test", *SELECTION]
+        return f"{_table(heads, lines)}\n\n{_comparisons(found)}"
+
+    def _of(self, train: str, variant: str, option: str) -> list[Mapping[str, Any]]:
+        return self.pick(phase="recipes", train=train, variant=variant, option=option)
+
+    def scratch(self) -> str:
+        rows = collections.defaultdict(list)
+        for row in self.pick(phase="scratch"):
+            run = row["run"]
+            if run["seed"] != TUNING_SEED:
+                rows[run["variant"], run["option"]].append(row)
+        twins = rows["dense-full", ""]
+        splits, lines, found = [f"{name}/test" for name in DOMAINS], [], []
+        for (variant, option), own in sorted(rows.items()):
+            values = [self.mean(row, "mixed") for row in own]
+            each = " ".join(f"{value:.4f}"[1:] for value in values)
+            lines.append([variant, option or "-", f"{statistics.mean(values):.4f}", each])
+            if own is not twins:
+                found.append(("mixed", self.compared(own, twins, splits, f"{variant}, {option}")))
+        return f"{_table(['variant', 'MAW in', 'nDCG@10', 'seeds'], lines)}\n\n{_comparisons(found)}"
+
+    def options(self) -> str:
+        lines = [
+            [row["run"]["train"], row["run"]["option"] or row["run"]["variant"], row["run"]["seed"], f"{dev(row):.4f}"]
+            + [f"{self.mean(row, row['run']['train']):.4f}"]
+            for row in self.pick(phase="options")
+        ]
+        return _table(["training set", "option", "seed", "dev", "test"], lines)
+
+
+SELECTION = (
+    "gap",
+    "fused",
+    "smallest weight x D",
+    "alive",
+    "policy entropy",
+    "information, policy",
+    "information, weights",
+)
+
+
+def _comparisons(found: Sequence[tuple[str, Comparison]]) -> str:
+    """Holm's correction is over the rows of one table."""
+    corrected = correct([comparison for _, comparison in found])
+    lines = []
+    for (train, _), own in zip(found, corrected, strict=True):
+        low, high = own.interval
+        p = f"{own.p_value_corrected:.4f}"
+        lines.append(
+            [train, own.variant, own.baseline, own.seeds, own.queries, f"{own.mean_difference:+.4f}"]
+            + [f"{low:+.4f} to {high:+.4f}", p, f"{own.smallest_detectable:.4f}", own.verdict]
+        )
+    heads = ["training set", "variant", "against", "seeds", "queries", "difference", "95 % interval", "corrected p"]
+    return _table([*heads, "would find", "verdict"], lines)
+
+
+def _table(heads: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
+
+
+if __name__ == "__main__":
+    main()

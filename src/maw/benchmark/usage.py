@@ -1,0 +1,100 @@
+"""Which depths a trained policy would choose, by layer and by kind of input: queries and documents."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from maw.hf.attach import carrying_host, maw_layers
+from maw.hf.hosts import family_of
+from maw.retrieval.data.texts import TextStore
+from maw.retrieval.ranking.dense import encode
+from maw.selector import token_mean
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from maw.module import DepthAttention
+    from maw.retrieval.data.datasets import RetrievalDataset
+
+__all__ = ["TEXTS", "depth_usage"]
+
+TEXTS = 256
+"""Texts of each kind that are looked at, at most."""
+
+
+def depth_usage(model: SentenceTransformer, dataset: RetrievalDataset, splits: Sequence[str]) -> dict[str, Any] | None:
+    """The mean policy over queries and over documents, in every MAW layer, in evaluation mode.
+
+    It is the `depth_usage` of the training logs, softmax of the policy's logits without noise and temperature, but of
+    each kind of input alone: up to `TEXTS` queries of the evaluation splits and as many documents, evenly spaced.
+
+    Args:
+        model: an encoder; it is left as it was.
+        dataset: where the texts come from.
+        splits: whose queries.
+
+    Returns:
+        None where no layer has a policy (without MAW, with a control in its place, or with uniform weights). Otherwise
+        `layers`, the layers' indices in the encoder; `query` and `document`, one list of D shares a layer; and `texts`,
+        how many texts of each kind were looked at.
+    """
+    if not maw_layers(model):
+        return None
+    host = carrying_host(model, "look at")
+    blocks: Any = host.get_submodule(family_of(host).layers)
+    layers = {place: found[0] for place, block in enumerate(blocks) if (found := maw_layers(block))}
+    if any(layer.config.selection == "uniform" for layer in layers.values()):
+        return None
+    asked = {query: dataset.queries[query] for split in splits for query in dataset.judgements(split)}
+    texts: dict[Literal["query", "document"], list[str]]
+    texts = {"query": _some(asked), "document": _some(dataset.documents)}
+    return {
+        "layers": list(layers),
+        **{kind: _mean_policies(model, list(layers.values()), those, kind) for kind, those in texts.items()},
+        "texts": {kind: len(those) for kind, those in texts.items()},
+    }
+
+
+def _some(texts: Mapping[str, str]) -> list[str]:
+    """At most `TEXTS` of them, evenly spaced; of a store on disk the others are not read."""
+    found = texts.texts if isinstance(texts, TextStore) else list(texts.values())
+    return list(found[:: max(1, -(-len(found) // TEXTS))])
+
+
+@torch.no_grad()
+def _mean_policies(
+    model: SentenceTransformer,
+    layers: Sequence[DepthAttention],
+    texts: Sequence[str],
+    kind: Literal["query", "document"],
+) -> list[list[float]]:
+    with _listening(layers) as found:
+        encode(model, texts, kind)
+    return [[round(share, 6) for share in torch.cat(those).mean(dim=0).tolist()] for those in found]
+
+
+@contextmanager
+def _listening(layers: Sequence[DepthAttention]) -> Generator[list[list[Tensor]]]:
+    """Until it ends, every forward of a layer leaves the policy of its texts, (B, D)."""
+    found: list[list[Tensor]] = [[] for _ in layers]
+
+    def listen(layer: DepthAttention, arguments: tuple[Any, ...], place: int) -> None:
+        query, _, _, mask = arguments
+        with torch.autocast(query.device.type, enabled=False):
+            logits = layer.selector.policy(token_mean(query, mask).to(layer.query_views.dtype))
+            found[place].append(logits.double().softmax(dim=-1).cpu())
+
+    handles = [
+        layer.register_forward_pre_hook(lambda module, given, place=place: listen(module, given, place))
+        for place, layer in enumerate(layers)
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
