@@ -42,6 +42,7 @@ python_use_unqualified_type_names = True
 add_module_names = False
 
 html_theme = "furo"
+html_favicon = "pictures/icon.svg"
 html_title = f"maw {release}"
 html_copy_source = False
 html_show_sourcelink = False

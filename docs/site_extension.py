@@ -85,10 +85,9 @@ class Help(SphinxDirective):
 def lead_to_index(app: Sphinx, error: Exception | None) -> None:
     """The site's own index.html leads to the first page, which lies one folder down."""
     if error is None and app.builder.name == "html":
-        page = '<!doctype html><meta charset="utf-8"><title>maw</title><meta http-equiv="refresh" content="0; url={0}">'
-        Path(app.outdir, "index.html").write_text(
-            (page + '<a href="{0}">maw</a>\n').format("docs/index.html"), encoding="utf-8"
-        )
+        head = '<meta charset="utf-8"><title>maw</title><link rel="icon" href="data:,">'
+        lead = '<meta http-equiv="refresh" content="0; url=docs/index.html"><a href="docs/index.html">maw</a>'
+        Path(app.outdir, "index.html").write_text(f"<!doctype html>{head}{lead}\n", encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

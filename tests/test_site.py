@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -18,6 +22,7 @@ import pytest
 import maw
 
 ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 LOADING = {
     "audio": ("src",),
@@ -117,6 +122,13 @@ def test_problems_are_noticed(tmp_path):
     ]
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves a folder and says nothing."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
 def build(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
     """The command of CONTRIBUTING.md, into another folder."""
     (command,) = re.findall(r"^sphinx-build (.*) build/site$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
@@ -146,6 +158,31 @@ def test_the_site_is_whole_and_loads_nothing_from_elsewhere(site):
     assert problems(site) == []
     scripts = "".join(path.read_text(encoding="utf-8") for path in site.rglob("*.js"))
     assert re.findall(r"(?:import|fetch|importScripts)\(\s*[\"'](?:https?:)?//[^\"']*", scripts) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: install one to test pages in it")
+def test_a_browser_asks_for_nothing_but_the_sites_own_files(site):
+    playwright = pytest.importorskip("playwright.sync_api", reason="install the extra test to test pages in a browser")
+    handler = functools.partial(Quiet, directory=str(site))
+    said, asked = [], []
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, playwright.sync_playwright() as driver:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        browser = driver.chromium.launch(executable_path=CHROMIUM)
+        page = browser.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        for path in sorted(site.rglob("*.html")):
+            page.goto(address + path.relative_to(site).as_posix(), wait_until="load")
+        page.goto(f"{address}search.html?q=attach")
+        page.get_by_role("link", name="maw.hf.attach.attach", exact=True).first.wait_for()
+        browser.close()
+        server.shutdown()
+    assert said == []
+    assert len(asked) > 100
+    assert [url for url in asked if not url.startswith((address, "data:"))] == []
 
 
 @pytest.mark.slow
