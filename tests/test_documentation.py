@@ -231,9 +231,11 @@ ROOMS = [
     {
         *(
             "auxiliary",
+            "choice",
             "collapse",
             "compiled",
             "config",
+            "controls",
             "entropy",
             "errors",
             "functional",

@@ -19,7 +19,7 @@ from typing import Any
 
 from data import DOMAINS
 
-__all__ = ["PHASES", "RESTS_ON", "Run", "dev", "phase"]
+__all__ = ["BEGAN", "PHASES", "RESTS_ON", "Run", "dev", "phase"]
 
 SETS = (*DOMAINS, "mixed")
 SEEDS = range(5)
@@ -37,6 +37,9 @@ RESTS_ON: dict[str, set[str]] = {
 }
 LEARNING_RATES = {"full": (2e-5, 5e-5, 1e-4, 2e-4), "lora": (2e-4, 5e-4, 1e-3, 2e-3)}
 
+BEGAN: dict[str, Any] = {"tau": 5.0, "kl_weight": 0.0, "auxiliary_weight": 0.003, "learning_rate": 1e-3}
+"""The default recipe when the study began: a run's own settings change this."""
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "no reward": {"auxiliary_weight": 0.0},
@@ -52,11 +55,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "hard": {"selection": "hard", "tau": 1.0},
     "reward .01": {"auxiliary_weight": 0.01},
     "reward .1": {"auxiliary_weight": 0.1},
-    "reward .1, entropy floor .9": {"auxiliary_weight": 0.1, "entropy_floor": 0.9},
+    "reward .1, KL 1": {"auxiliary_weight": 0.1, "kl_weight": 1.0},
     "retrieval .003": {"reward": "retrieval"},
     "retrieval .03": {"reward": "retrieval", "auxiliary_weight": 0.03},
     "retrieval .03, tau 1, no noise": {
-        "reward": "retrieval", "auxiliary_weight": 0.03, "tau": 1.0, "selection": "softmax", "entropy_floor": 0.9,
+        "reward": "retrieval", "auxiliary_weight": 0.03, "tau": 1.0, "selection": "softmax", "kl_weight": 1.0,
     },
     "both .01": {"reward": "sum", "auxiliary_weight": 0.01},
     "exact gradient .03": {"estimator": "exact", "auxiliary_weight": 0.03},

@@ -2,9 +2,9 @@
 
     python benchmarks/study/tables.py --runs FOLDER/runs --output docs/results/study
 
-writes `tables.md`; `runs.json`, a row a run with its settings, means, selection statistics and the checksum of its scores; and
-`per_query.parquet`, the nDCG@10 of every query of every run. With `--runs` a former output folder instead, the tables are made again
-from these two files.
+writes `tables.md`; `runs.json`, a line a run with its settings, means, selection statistics and the checksum of its
+scores; and `per_query.parquet`, the nDCG@10 of every query of every run. With `--runs docs/results/study`, or another
+former output, the tables are made again from these two files.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     asked.output.mkdir(parents=True, exist_ok=True)
     write_rows(asked.output / "runs.json", rows)
     write_scores(asked.output / "per_query.parquet", scores)
-    (asked.output / "tables.md").write_text(tables(rows, scores), encoding="utf-8")
+    (asked.output / "tables.md").write_text(Study(rows, scores).tables(), encoding="utf-8")
 
 
 # Reading and writing
@@ -83,7 +83,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return round(value, 6)
+        return round(value, 8)
     if isinstance(value, dict):
         return {name: _rounded(part) for name, part in value.items()}
     return [_rounded(part) for part in value] if isinstance(value, list) else value
@@ -99,17 +99,6 @@ def write_scores(path: Path, scores: Scores) -> None:
 # Tables
 
 
-def tables(rows: Sequence[Mapping[str, Any]], scores: Scores) -> str:
-    study = Study(rows, scores)
-    parts = ["# The study's tables", "Made by `benchmarks/study/tables.py` from `runs.json` and `per_query.parquet`."]
-    parts += ["## Tuning the dense twins", study.tuning(), "## Every variant", study.variants()]
-    parts += ["## Against the dense twins", study.against_twins()]
-    parts += ["## Out of domain: MS MARCO's pool", study.out_of_domain()]
-    parts += ["## What the selection does", study.selections(), "## Gentler recipes", study.recipes()]
-    parts += ["## Never trained before", study.scratch(), "## Options", study.options()]
-    return "\n\n".join(parts) + "\n"
-
-
 class Study:
     """The runs, by what they are."""
 
@@ -117,32 +106,45 @@ class Study:
         self.rows, self.scores = rows, scores
         self.untuned = next(row for row in rows if row["run"]["variant"] == "untuned")
 
-    def pick(self, **wanted: Any) -> list[Mapping[str, Any]]:
+    def tables(self) -> str:
+        """The whole page."""
+        parts = [
+            "# The study's tables",
+            "Made by `benchmarks/study/tables.py` from `runs.json` and `per_query.parquet`.",
+        ]
+        parts += ["## Tuning the dense twins", self._tuning(), "## Every variant", self._variants()]
+        parts += ["## Against the dense twins", self._against_twins()]
+        parts += ["## Out of domain: MS MARCO's pool", self._out_of_domain()]
+        parts += ["## What the selection does", self._selections(), "## Gentler recipes", self._recipes()]
+        parts += ["## Never trained before", self._scratch(), "## Options", self._options()]
+        return "\n\n".join(parts) + "\n"
+
+    def _pick(self, **wanted: Any) -> list[Mapping[str, Any]]:
         """Rows whose run has these values, by seed."""
         found = [row for row in self.rows if all(row["run"][name] == value for name, value in wanted.items())]
         return sorted(found, key=lambda row: row["run"]["seed"])
 
-    def mean(self, row: Mapping[str, Any], train: str, kind: str = "") -> float:
+    def _mean(self, row: Mapping[str, Any], train: str, kind: str = "") -> float:
         """The mean over the training set's domains of the mean over their test queries."""
         own = DOMAINS if train == "mixed" else (train,)
         return statistics.mean(row["means"][f"{name}/test{kind}"] for name in own)
 
-    def queries(self, rows: Sequence[Mapping[str, Any]], splits: Sequence[str]) -> np.ndarray:
+    def _queries(self, rows: Sequence[Mapping[str, Any]], splits: Sequence[str]) -> np.ndarray:
         """(seeds, queries), the queries of all splits together."""
         return np.stack([np.concatenate([self.scores[row["name"]][split] for split in splits]) for row in rows])
 
-    def compared(self, rows: Sequence[Any], twins: Sequence[Any], splits: Sequence[str], name: str) -> Comparison:
+    def _compared(self, rows: Sequence[Any], twins: Sequence[Any], splits: Sequence[str], name: str) -> Comparison:
         seeds = sorted({row["run"]["seed"] for row in rows} & {row["run"]["seed"] for row in twins})
         first, second = (
-            self.queries([row for row in some if row["run"]["seed"] in seeds], splits) for some in (rows, twins)
+            self._queries([row for row in some if row["run"]["seed"] in seeds], splits) for some in (rows, twins)
         )
         return compare(name, twins[0]["run"]["variant"], first, second, "nDCG@10", split=" ".join(splits))
 
-    def tuning(self) -> str:
+    def _tuning(self) -> str:
         lines = []
         for train in SETS:
             for tuning, rates in LEARNING_RATES.items():
-                rows = self.pick(phase="tuning", train=train, variant=f"dense-{tuning}", seed=TUNING_SEED)
+                rows = self._pick(phase="tuning", train=train, variant=f"dense-{tuning}", seed=TUNING_SEED)
                 best = max(rows, key=dev)
                 for rate in rates:
                     cells = []
@@ -160,65 +162,69 @@ class Study:
             "3 epochs, 64",
             "3 epochs, 128",
         ]
-        note = "nDCG@10 on dev, mean over the set's domains; columns are epochs and batch (mixed: 1 and 2 epochs)."
-        return f"{note} The best of each block is every twin's and variant's setting from here on.\n\n{_table(heads, lines)}"
+        note = (
+            "nDCG@10 on dev, mean over the set's domains; columns are epochs and batch (mixed: 1 and 2 epochs). The "
+            "best of each block is the setting of every twin and variant from here on."
+        )
+        return f"{note}\n\n{_table(heads, lines)}"
 
-    def variants(self) -> str:
+    def _variants(self) -> str:
         lines = []
         for train in SETS:
-            base = self.mean(self.untuned, train)
+            base = self._mean(self.untuned, train)
             lines.append(
                 [train, "untuned", f"{base:.4f}", "", "", f"{self.untuned['parameters']['total_parameters']:,}"]
             )
             for variant in ("dense-full", "maw-full", "dense-lora", "maw-lora", *CONTROLS):
-                rows = self.pick(phase="main", train=train, variant=variant)
+                rows = self._pick(phase="main", train=train, variant=variant)
                 if not rows:
                     continue
-                values = [self.mean(row, train) for row in rows]
+                values = [self._mean(row, train) for row in rows]
                 mark = " (below untuned)" if statistics.mean(values) < base else ""
                 spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
                 mean = f"{statistics.mean(values):.4f}{mark}"
                 each = " ".join(f"{value:.4f}"[1:] for value in values)
                 lines.append([train, variant, mean, spread, each, f"{rows[0]['parameters']['trainable_parameters']:,}"])
         heads = ["training set", "variant", "nDCG@10", "deviation of seeds", "seeds", "trained parameters"]
-        return f"On the test split of the training set's domain; `mixed` is the mean over four domains.\n\n{_table(heads, lines)}"
+        note = "On the test split of the training set's domain; `mixed` is the mean over four domains."
+        return f"{note}\n\n{_table(heads, lines)}"
 
-    def against_twins(self) -> str:
+    def _against_twins(self) -> str:
         found = []
         for train in SETS:
             splits = [f"{name}/test" for name in (DOMAINS if train == "mixed" else (train,))]
             for variant in ("maw-full", "maw-lora", *CONTROLS):
                 twin = "dense-lora" if variant.endswith("lora") else "dense-full"
-                rows = self.pick(phase="main", train=train, variant=variant)
+                rows = self._pick(phase="main", train=train, variant=variant)
                 if rows:
-                    twins = self.pick(phase="main", train=train, variant=twin)
-                    found.append((train, self.compared(rows, twins, splits, variant)))
+                    twins = self._pick(phase="main", train=train, variant=twin)
+                    found.append((train, self._compared(rows, twins, splits, variant)))
         return _comparisons(found)
 
-    def out_of_domain(self) -> str:
+    def _out_of_domain(self) -> str:
         lines = []
         for train in ("", *SETS):
             names = ("untuned",) if not train else ("dense-full", "maw-full", "dense-lora", "maw-lora", *CONTROLS)
             for variant in names:
-                rows = self.pick(phase="main", train=train, variant=variant)
+                rows = self._pick(phase="main", train=train, variant=variant)
                 if rows:
                     means = [statistics.mean(row["means"][f"{POOL}/{split}"] for row in rows) for split in POOL_SPLITS]
                     lines.append([train or "-", variant, len(rows), *(f"{mean:.4f}" for mean in means)])
         return _table(["training set", "variant", "seeds", *POOL_SPLITS], lines)
 
-    def selections(self) -> str:
+    def _selections(self) -> str:
         lines = []
         for train in SETS:
             for variant in ("maw-full", "maw-lora", "random", "literal"):
-                rows = self.pick(phase="main", train=train, variant=variant)
+                rows = self._pick(phase="main", train=train, variant=variant)
                 if rows:
-                    lines.append([train, variant, *self.selection(rows, train)])
+                    lines.append([train, variant, *self._selection(rows, train)])
         return _table(["training set", "variant", *SELECTION], lines)
 
-    def selection(self, rows: Sequence[Mapping[str, Any]], train: str) -> list[str]:
+    def _selection(self, rows: Sequence[Mapping[str, Any]], train: str) -> list[str]:
         layers = [layer for row in rows for own in row["selection"].values() for layer in own["layers"]]
-        gap = statistics.mean(self.mean(row, train) - self.mean(row, train, "/sampled") for row in rows)
-        fused = statistics.mean(self.mean(row, train, "/fused") - self.mean(row, train) for row in rows)
+        gap = statistics.mean(self._mean(row, train) - self._mean(row, train, "/sampled") for row in rows)
+        fused = statistics.mean(self._mean(row, train, "/fused") - self._mean(row, train) for row in rows)
         cells = [f"{gap:+.4f}", f"{fused:+.4f}"]
         for name, of in (
             ("smallest mean weight * D", min),
@@ -230,48 +236,50 @@ class Study:
             cells.append(f"{of(layer[name] for layer in layers):.4f}")
         return cells
 
-    def recipes(self) -> str:
+    def _recipes(self) -> str:
         lines, found = [], []
         for train, variant in (("nfcorpus", "maw-full"), ("pydocs", "maw-full"), ("pydocs", "maw-lora")):
-            twins = self.pick(phase="main", train=train, variant=variant.replace("maw", "dense"))
-            present = self.pick(phase="main", train=train, variant=variant)
+            twins = self._pick(phase="main", train=train, variant=variant.replace("maw", "dense"))
+            present = self._pick(phase="main", train=train, variant=variant)
             for option, rows in [
                 ("present default", present),
                 *((name, self._of(train, variant, name)) for name in RECIPES),
             ]:
                 if rows:
-                    means = statistics.mean(map(dev, rows)), statistics.mean(self.mean(row, train) for row in rows)
+                    means = statistics.mean(map(dev, rows)), statistics.mean(self._mean(row, train) for row in rows)
                     lines.append(
-                        [train, variant, option, *(f"{mean:.4f}" for mean in means), *self.selection(rows, train)]
+                        [train, variant, option, *(f"{mean:.4f}" for mean in means), *self._selection(rows, train)]
                     )
-                    found.append((train, self.compared(rows, twins, [f"{train}/test"], f"{variant}, {option}")))
+                    found.append((train, self._compared(rows, twins, [f"{train}/test"], f"{variant}, {option}")))
         heads = ["training set", "variant", "recipe", "dev", "test", *SELECTION]
         return f"{_table(heads, lines)}\n\n{_comparisons(found)}"
 
     def _of(self, train: str, variant: str, option: str) -> list[Mapping[str, Any]]:
-        return self.pick(phase="recipes", train=train, variant=variant, option=option)
+        return self._pick(phase="recipes", train=train, variant=variant, option=option)
 
-    def scratch(self) -> str:
+    def _scratch(self) -> str:
         rows = collections.defaultdict(list)
-        for row in self.pick(phase="scratch"):
+        for row in self._pick(phase="scratch"):
             run = row["run"]
             if run["seed"] != TUNING_SEED:
                 rows[run["variant"], run["option"]].append(row)
         twins = rows["dense-full", ""]
         splits, lines, found = [f"{name}/test" for name in DOMAINS], [], []
         for (variant, option), own in sorted(rows.items()):
-            values = [self.mean(row, "mixed") for row in own]
+            values = [self._mean(row, "mixed") for row in own]
             each = " ".join(f"{value:.4f}"[1:] for value in values)
             lines.append([variant, option or "-", f"{statistics.mean(values):.4f}", each])
             if own is not twins:
-                found.append(("mixed", self.compared(own, twins, splits, f"{variant}, {option}")))
+                found.append(("mixed", self._compared(own, twins, splits, f"{variant}, {option}")))
         return f"{_table(['variant', 'MAW in', 'nDCG@10', 'seeds'], lines)}\n\n{_comparisons(found)}"
 
-    def options(self) -> str:
+    def _options(self) -> str:
         lines = [
-            [row["run"]["train"], row["run"]["option"] or row["run"]["variant"], row["run"]["seed"], f"{dev(row):.4f}"]
-            + [f"{self.mean(row, row['run']['train']):.4f}"]
-            for row in self.pick(phase="options")
+            [
+                *(row["run"]["train"], row["run"]["option"] or row["run"]["variant"], row["run"]["seed"]),
+                *(f"{dev(row):.4f}", f"{self._mean(row, row['run']['train']):.4f}"),
+            ]
+            for row in self._pick(phase="options")
         ]
         return _table(["training set", "option", "seed", "dev", "test"], lines)
 
@@ -295,8 +303,10 @@ def _comparisons(found: Sequence[tuple[str, Comparison]]) -> str:
         low, high = own.interval
         p = f"{own.p_value_corrected:.4f}"
         lines.append(
-            [train, own.variant, own.baseline, own.seeds, own.queries, f"{own.mean_difference:+.4f}"]
-            + [f"{low:+.4f} to {high:+.4f}", p, f"{own.smallest_detectable:.4f}", own.verdict]
+            [
+                *(train, own.variant, own.baseline, own.seeds, own.queries, f"{own.mean_difference:+.4f}"),
+                *(f"{low:+.4f} to {high:+.4f}", p, f"{own.smallest_detectable:.4f}", own.verdict),
+            ]
         )
     heads = ["training set", "variant", "against", "seeds", "queries", "difference", "95 % interval", "corrected p"]
     return _table([*heads, "would find", "verdict"], lines)

@@ -17,7 +17,7 @@ from typing import Any
 import data as study_data
 import numpy as np
 import torch
-from plan import Run
+from plan import BEGAN, Run
 from scores import measure
 from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel, set_seed
@@ -102,7 +102,7 @@ def do_run(run: Run, asked: argparse.Namespace, device: torch.device) -> None:
 
 def _train(model: SentenceTransformer, run: Run, asked: argparse.Namespace) -> dict[str, Any]:
     variant = VARIANTS[run.variant]
-    config = variant.maw_config({"seed": run.seed, **run.maw})
+    config = variant.maw_config({"seed": run.seed, **BEGAN, **run.maw})
     settings = TrainingSettings(
         learning_rate=run.learning_rate,
         epochs=run.epochs,

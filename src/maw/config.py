@@ -62,7 +62,6 @@ class MAWConfig:
         value_weight: weight of the value loss inside the auxiliary loss.
         kl_weight: weight of KL(policy || uniform) inside the auxiliary loss.
         entropy_weight: weight of the policy-entropy bonus inside the auxiliary loss.
-        entropy_floor: a share of log D; what the policy's entropy lacks to it, in nats, is added to the auxiliary loss.
         learning_rate: learning rate of MAW's own parameters.
         seed: seed of the random parts of the views.
         kernels: what computes: `"auto"` (Triton kernels on a CUDA device by the rule in `maw.kernels`, else PyTorch),
@@ -87,7 +86,7 @@ class MAWConfig:
     train_views: bool = True
     scale: float | None = None
     selection: Selection = "gumbel"
-    tau: float = 5.0
+    tau: float = 10.0
     tau_start: float | None = None
     reward: Reward = "entropy"
     retrieval_weight: float = 1.0
@@ -96,12 +95,11 @@ class MAWConfig:
     estimator: Estimator = "sampled"
     clip: float = 0.2
     updates: int = 1
-    auxiliary_weight: float = 0.003
+    auxiliary_weight: float = 0.03
     value_weight: float = 0.5
-    kl_weight: float = 0.0
+    kl_weight: float = 1.0
     entropy_weight: float = 0.0
-    entropy_floor: float = 0.0
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-4
     seed: int = 0
     kernels: Kernels = "auto"
     mechanism: Mechanism = "maw"
@@ -142,11 +140,10 @@ class MAWConfig:
         if self.tau_start is not None:
             _check_number("tau_start", self.tau_start, above=0.0)
         weights = ("auxiliary_weight", "value_weight", "kl_weight", "entropy_weight", "retrieval_weight")
-        for name in (*weights, "learning_rate", "entropy_floor", "logit_dropout"):
+        for name in (*weights, "learning_rate", "logit_dropout"):
             _check_number(name, getattr(self, name), least=0.0)
-        for name in ("entropy_floor", "logit_dropout"):
-            if getattr(self, name) >= 1:
-                raise MAWError(f"{name} must be a share below 1, got {getattr(self, name)!r}")
+        if self.logit_dropout >= 1:
+            raise MAWError(f"logit_dropout must be a share below 1, got {self.logit_dropout!r}")
 
     def _check_updates(self) -> None:
         if self.estimator == "exact" and self.updates != 1:

@@ -2,13 +2,13 @@
 
 Every control starts as the host itself, sees what MAW sees, and is trained at MAW's learning rate:
 
-    ia3-key         q diag(s), one trained factor s a head and channel; (IA)^3's scaling of keys      Liu et al. 2022
+    ia3-key         q diag(s), one trained factor s a head and channel; (IA)^3's scaling of keys
     linear-gate     q * (1 + B (A state + a) + b), as many parameters as MAW; state as the selector's
     logit-dropout   dropout on the logits in training: noise without depths or parameters
 
 Further controls are settings of MAW itself: `selection="uniform"` (trained views, no selection), `views="random"`.
 
-Source: method.md section 5; issue of controls in docs/results/study.md.
+Source: method.md section 5; Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning ((IA)^3).
 """
 
 from __future__ import annotations

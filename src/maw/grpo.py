@@ -10,7 +10,6 @@ Schulman 2020, Approximating KL Divergence (k3); method.md section 4.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -157,9 +156,8 @@ def group_loss(
     value_weight: float,
     kl_weight: float,
     entropy_weight: float,
-    entropy_floor: float = 0.0,
 ) -> GroupLoss:
-    """auxiliary_weight * (policy + value_weight * value + regularisation).
+    """auxiliary_weight * (policy + value_weight * value + kl_weight * KL(pi || uniform) - entropy_weight * entropy).
 
     >>> depth, r = torch.tensor([[0, 1]]), torch.tensor([[0.0, 1.0]])
     >>> weights = {"auxiliary_weight": 1.0, "value_weight": 0.5, "kl_weight": 0.0, "entropy_weight": 0.0}
@@ -169,17 +167,14 @@ def group_loss(
     """
     advantages = group_advantages(reward, advantage, value)
     policy_loss, clip_share = clipped_policy_loss(logits, depth_index, advantages, sampled_log_probability, clip=clip)
-    loss = policy_loss + value_weight * value_loss(value, reward)
-    loss = loss + regularisation(logits, kl_weight, entropy_weight, entropy_floor)
+    loss = policy_loss + value_weight * value_loss(value, reward) + regularisation(logits, kl_weight, entropy_weight)
     return GroupLoss(auxiliary_weight * loss, policy_loss.detach(), clip_share)
 
 
 def regularisation(
-    logits: Float[Tensor, "B D"], kl_weight: float, entropy_weight: float, entropy_floor: float = 0.0
+    logits: Float[Tensor, "B D"], kl_weight: float, entropy_weight: float
 ) -> Float[Tensor, " B"] | float:
-    """kl_weight * KL(pi || uniform) - entropy_weight * entropy + max(0, entropy_floor * log D - entropy).
-
-    Nothing is computed of a part without weight.
+    """kl_weight * KL(pi || uniform) - entropy_weight * entropy; nothing is computed of a part without weight.
 
     >>> regularisation(torch.zeros(1, 2), 0.0, 0.0)
     0.0
@@ -189,8 +184,6 @@ def regularisation(
         part = part + kl_weight * exact_kl(logits, torch.zeros_like(logits))
     if entropy_weight:
         part = part - entropy_weight * policy_entropy(logits)
-    if entropy_floor:
-        part = part + (entropy_floor * math.log(logits.shape[-1]) - policy_entropy(logits)).relu()
     return part
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from maw import compiled, grpo
+from maw import compiled
 from maw.auxiliary import GradientScale, add_gradient, in_backward
+from maw.choice import Choice, choose, rollout_loss
 from maw.config import MAWConfig
 from maw.errors import MAWError
 from maw.kernels import use_triton
@@ -26,17 +27,7 @@ from maw.views import Views
 if TYPE_CHECKING:
     from maw.kernels.ledger import Ledger
 
-__all__ = ["Choice", "DepthAttention"]
-
-
-class Choice(NamedTuple):
-    """How the depths of a batch are mixed and which are to be rewarded; `logits` are those of the detached state."""
-
-    state: Float[Tensor, "B S"]
-    logits: Float[Tensor, "B D"]
-    depth_weight: Float[Tensor, "B D"]
-    depth_index: Int[Tensor, "B G"]
-    log_probability: Float[Tensor, "B G"]
+__all__ = ["DepthAttention"]
 
 
 class DepthAttention(nn.Module):
@@ -195,15 +186,8 @@ class DepthAttention(nn.Module):
                 "export the model in evaluation mode, call model.eval() first: in training mode a MAW layer draws "
                 "depths and keeps records, which an exported program has no place for"
             )
-        config, detached = self.config, state.detach()
-        logits, own_logits = self._logits(torch.cat([state, detached])).chunk(2)
-        weight = depth_weights(logits, selection=config.selection, tau=self.tau, training=True)
-        if config.estimator == "exact":
-            depth_index = torch.arange(config.depth, device=state.device).expand(state.shape[0], -1)
-        else:
-            depth_index = grpo.sample_group(logits, config.group_size)
-        log_probability = grpo.log_probability(logits.detach(), depth_index)
-        return Choice(detached, own_logits, weight, depth_index, log_probability)
+        logits, own_logits = self._logits(torch.cat([state, state.detach()])).chunk(2)
+        return choose(state.detach(), logits, own_logits, self.config, tau=self.tau)
 
     @torch.no_grad()
     def _reward(
@@ -259,25 +243,7 @@ class DepthAttention(nn.Module):
             self.rollouts.append((self.config.updates - 1, rollout))
 
     def _rollout_loss(self, rollout: Rollout, logits: Tensor) -> tuple[Tensor, Record]:
-        """The auxiliary loss per text, and what is remembered of it."""
-        config, reward, depth_index = self.config, rollout.reward, rollout.depth_index
-        value = self.selector.value(rollout.state)
-        if config.estimator == "exact":
-            policy_loss, clip_share = grpo.exact_policy_loss(logits, reward), None
-            loss = policy_loss + config.value_weight * grpo.value_loss(value, -policy_loss[:, None])
-            loss = loss + grpo.regularisation(logits, config.kl_weight, config.entropy_weight, config.entropy_floor)
-            loss = config.auxiliary_weight * loss
-        else:
-            names = ("advantage", "clip", "auxiliary_weight", "value_weight")
-            names += ("kl_weight", "entropy_weight", "entropy_floor")
-            settings = {name: getattr(config, name) for name in names}
-            loss, policy_loss, clip_share = grpo.group_loss(
-                logits, value, depth_index, reward, rollout.log_probability, **settings
-            )
-        # logits are half of a tensor that also holds the other half's: kept as their own
-        kept = (logits.clone(), depth_index, reward, value, loss, policy_loss)
-        all_arms = config.estimator == "exact"
-        return loss, Record(*(tensor.detach() for tensor in kept), clip_share=clip_share, all_arms=all_arms)
+        return rollout_loss(rollout, logits, self.selector.value(rollout.state), self.config)
 
     # The same in one step on a GPU
 
@@ -286,7 +252,7 @@ class DepthAttention(nn.Module):
         config = self.config
         if config.selection not in ("gumbel", "softmax") or not use_triton(config.kernels, query, config.depth):
             return False
-        if self.forced is not None or config.reward != "entropy" or config.entropy_floor or self.tau != config.tau:
+        if self.forced is not None or config.reward != "entropy" or self.tau != config.tau:
             return False  # rare settings of studies, operation by operation
         return config.estimator == "sampled" if self.training else not torch.is_grad_enabled()
 

@@ -30,7 +30,8 @@ from maw.hf.hosts import family_of
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from maw.module import Choice, DepthAttention
+    from maw.choice import Choice
+    from maw.module import DepthAttention
 
 __all__ = ["Rollouts", "retrieval_reward", "wants_rollouts"]
 
