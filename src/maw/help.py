@@ -24,7 +24,7 @@ _TRAINING = """\
 _MAW = """\
   --maw-layer-indices "-1"                     with commas, or all
   --maw-depth-dim 64     views of a head;  --maw-num-heads N  is checked only
-  --maw-settings '{"tau": 10}'                 any other field of MAWConfig"""
+  --maw-settings '{"tau": 5}'                  any other field of MAWConfig"""
 
 HELP = {
     "": """\
