@@ -69,7 +69,7 @@ def test_maw_has_its_own_learning_rate(trained):
     from maw.retrieval.training.fine_tuning import _arguments
 
     arguments = _arguments(trained[0], trained[2], SETTINGS, has_dev=True, show_progress=False)
-    assert arguments.learning_rate_mapping == {r"\.maw\.": 1e-3}
+    assert arguments.learning_rate_mapping == {r"\.maw\.": 1e-4}
     assert not arguments.bf16, "there is no GPU here" if not torch.cuda.is_available() else ""
 
 
