@@ -78,11 +78,12 @@ class DepthAttention(nn.Module):
         # kept only where something replays them: None until `replay_loss` is first called
         self.rollouts: list[tuple[int, Rollout]] | None = None
         self.progress = 1.0
-        """How far training is, from 0 to 1; `tau_start` depends on it."""
+        """How far training is, from 0 to 1, while a step of it runs; 1 at any other time. `tau_start` needs it."""
         self.forced: Tensor | None = None
         """Depth weights, (B, D), for the next forwards, whatever the selector says; they choose and record nothing."""
-        self.pending: list[tuple[Choice, Tensor | None]] = []
-        """Choices whose reward is known after the whole model's forward, with the part of it that is known."""
+        self.pending: list[tuple[Choice, Tensor | None]] | None = None
+        """Choices whose reward is known after the whole model's forward, with the part of it that is known; None where
+        nobody waits for them."""
         self.handle = compiled.handle_of(self)
         check_finite(self)
         self.register_load_state_dict_post_hook(check_finite)
@@ -171,7 +172,7 @@ class DepthAttention(nn.Module):
     def tau(self) -> float:
         """The temperature now: `config.tau`, or on the way to it from `config.tau_start`."""
         start, end = self.config.tau_start, self.config.tau
-        return end if start is None else start + self.progress * (end - start)
+        return end if start is None or self.progress >= 1 else start + self.progress * (end - start)
 
     def _logits(self, state: Tensor) -> Tensor:
         logits = self.selector.policy(state)
@@ -198,11 +199,24 @@ class DepthAttention(nn.Module):
 
     def _wait_for_reward(self, choice: Choice, reward: Tensor | None) -> None:
         """Keep a choice until the model's output says what it was worth (`maw.retrieval.training.rollouts`)."""
+        kind = self.config.reward
         if torch.compiler.is_compiling():
-            raise MAWError(f"reward={self.config.reward!r} needs what a compiled graph does not keep: do not compile")
+            raise MAWError(
+                f"reward={kind!r} needs choices that a compiled graph does not keep: do not compile the model, or take "
+                "reward='entropy'"
+            )
         if in_backward():
-            raise MAWError(f"gradient checkpointing runs MAW's layers twice, and reward={self.config.reward!r} once")
-        self.pending.append((choice, reward))
+            raise MAWError(
+                f"reward={kind!r} needs every layer to run once, and gradient checkpointing runs it again in backward: "
+                "switch it off, or take reward='entropy'"
+            )
+        if self.pending is not None:
+            self.pending.append((choice, reward))
+        elif torch.is_grad_enabled():
+            raise MAWError(
+                f"with reward={kind!r} the policy learns from the finished vectors, and nothing waits for them here: "
+                "wrap the training loss in maw.retrieval.training.losses.AuxiliaryLoss, or take reward='entropy'"
+            )
 
     def settle(self, choice: Choice, reward: Tensor) -> Tensor:
         """The auxiliary loss per text, (B,), of a choice whose whole reward is known; recorded for `collect`."""

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -57,7 +58,13 @@ def maw_attention(
         )
 
     def attend(transformed: Tensor, *, added: Tensor | None = None) -> Any:
-        mask = attention_mask if added is None else with_added(attention_mask, added)
+        mask = attention_mask
+        if added is not None:
+            # SDPA is causal by a flag only while there is no mask
+            causal = name == "sdpa" and mask is None and options.get("is_causal", getattr(module, "is_causal", True))
+            if causal:
+                mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()[None, None]
+            mask = with_added(mask, added)
         return host_attention(module, transformed, key, value, mask, scaling=scaling, **options)
 
     maw = cast("nn.Module", module.maw)
