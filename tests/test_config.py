@@ -35,7 +35,12 @@ BAD = [
     *[("selection", bad, "'gumbel'") for bad in ("argmax", None)],
     *[("advantage", bad, "'leave-one-out'") for bad in ("loo", None)],
     *[("estimator", bad, "'exact'") for bad in ("true", True)],
-    *[("reward", bad, "'entropy'") for bad in ("retrieval", None)],
+    *[("reward", bad, "'entropy'") for bad in ("accuracy", None)],
+    *[("mechanism", bad, "'maw'") for bad in ("ia3", None)],
+    *[("tau_start", bad, "above 0") for bad in (0, -1.0, NAN, "5", True)],
+    *[("retrieval_weight", bad, "at least 0") for bad in (-1e-9, NAN, None)],
+    *[("logit_dropout", bad, "at least 0") for bad in (-0.1, NAN, None)],
+    ("logit_dropout", 1.0, "below 1"),
 ]
 
 
@@ -77,9 +82,10 @@ def test_a_number_too_large_for_a_float_is_bad_input():
 def test_defaults_are_those_of_method_section_4():
     config = MAWConfig()
     assert config.layers == (-1,)
-    assert (config.depth, config.views, config.selection, config.tau) == (64, "auto", "gumbel", 5.0)
+    assert (config.depth, config.views, config.selection, config.tau) == (64, "auto", "gumbel", 10.0)
     assert (config.group_size, config.advantage, config.reward) == (8, "std", "entropy")
-    assert (config.auxiliary_weight, config.value_weight, config.learning_rate) == (0.003, 0.5, 1e-3)
+    assert (config.auxiliary_weight, config.value_weight, config.kl_weight) == (0.03, 0.5, 1.0)
+    assert (config.learning_rate, config.mechanism, config.tau_start) == (1e-4, "maw", None)
     assert (config.scale, config.num_heads, config.updates) == (None, None, 1)
     assert MAWConfig.recipe("default") == config
 

@@ -21,7 +21,7 @@ SCALING = 0.37
 
 
 def make_layer(*, dtype=torch.float64, views=None, scaling=SCALING, **settings):
-    settings = {"depth": DEPTH, "auxiliary_weight": 1.0, **settings}
+    settings = {"depth": DEPTH, "auxiliary_weight": 1.0, "kl_weight": 0.0, **settings}
     if views is None:
         views = frame_views(HEADS, CHANNELS, settings["depth"], scaling=scaling)
     torch.manual_seed(11)

@@ -1,6 +1,6 @@
-"""The command line: `maw benchmark`, `train`, `evaluate`, `encode`, `search`, `report` and `inspect`.
+"""The command line: `maw benchmark`, `train`, `evaluate`, `encode`, `search`, `inspect`, `data` and `report`.
 
-Exit status: 0 done, 2 bad input (one line says what to do), 130 interrupted (what was finished is kept).
+What each exit status means is in `maw.help.EXIT_STATUS`, and in `maw --help`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Annotated, Literal
 import tyro
 
 from maw.errors import MAWError
-from maw.options import MAWOptions, TrainingOptions
+from maw.options import JSON, Device, MAWOptions, TrainingOptions
 from maw.vector_options import EncodeCommand, SearchCommand
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
 
 Dataset = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 MSMARCO = Annotated[bool, tyro.conf.arg(name="msmarco")]
@@ -33,25 +33,26 @@ class BenchmarkCommand:
     """
 
     dataset: Dataset = None
-    """pydocs (built in, the default), msmarco, ir:ID (ir_datasets: BEIR, LoTTE, ...), beir:FOLDER or msmarco:FOLDER."""
+    """pydocs (built in), msmarco, ir:ID, beir:FOLDER or msmarco:FOLDER."""
     msmarco: MSMARCO = False
     """The same as --dataset msmarco."""
     model: str = "packaged"
-    """packaged (all-MiniLM-L6-v2), a model folder, or a hub name."""
+    """packaged (all-MiniLM-L6-v2), a folder, or a hub name."""
     variants: str | None = None
-    """Names with commas: bm25, untuned, dense-lora, dense-full, maw-lora, maw-full, literal, static, random."""
+    """Names with commas; a name that is none lists them all."""
     seeds: int = 1
     """How often each variant is trained."""
     drop_own: bool = False
-    """Leave out of every ranking the document with the query's own id (ArguAna: always)."""
+    """Drop the document with the query's own id."""
     full: bool = False
-    """Use all of pydocs instead of the preset quick (other data sets are always used in full)."""
+    """All of pydocs instead of the preset quick."""
     output: Path | None = None
     """The folder for everything; default maw-results/DATASET-PRESET."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
     dry_run: bool = False
-    """Print the plan and the estimate, and stop."""
+    """Print the plan, its cost and its folder, and stop."""
+    json: JSON = False
+    """Print the results as JSON, all else to standard error."""
+    device: Device = "auto"
     training: TrainingOptions = field(default_factory=TrainingOptions)
     maw: MAWOptions = field(default_factory=MAWOptions)
 
@@ -64,18 +65,23 @@ class TrainCommand:
     torchrun --nproc-per-node GPUS -m maw train ...
     """
 
-    variant: str
-    """Such as maw-lora or dense-full."""
+    variant: Annotated[str, tyro.conf.arg(metavar="NAME")]
+    """Such as maw-lora or dense-full; a wrong one lists them all."""
     output: Path
-    """The model's folder."""
+    """The model's folder; OUTPUT.training gets checkpoints and logs."""
     dataset: Dataset = None
-    """pydocs (built in, the default), msmarco, ir:ID (ir_datasets: BEIR, LoTTE, ...), beir:FOLDER or msmarco:FOLDER."""
+    """pydocs (built in), msmarco, ir:ID, beir:FOLDER or msmarco:FOLDER."""
     msmarco: MSMARCO = False
     """The same as --dataset msmarco."""
     model: str = "packaged"
-    """packaged (all-MiniLM-L6-v2), a model folder, or a hub name."""
+    """packaged (all-MiniLM-L6-v2), a folder, or a hub name."""
     seed: int = 0
-    device: str = "auto"
+    """Of every draw."""
+    dry_run: bool = False
+    """Print the plan, its cost and its folders, and stop."""
+    json: JSON = False
+    """Print the outcome as JSON, all else to standard error."""
+    device: Device = "auto"
     training: TrainingOptions = field(default_factory=TrainingOptions)
     maw: MAWOptions = field(default_factory=MAWOptions)
 
@@ -109,10 +115,22 @@ class EvaluateCommand:
     per_query: Path | None = None
     """Write the values of every query there, a table separated by tabs."""
     drop_own: bool = False
-    """Leave out of every ranking the document with the query's own id (ArguAna: always)."""
+    """Drop the document with the query's own id."""
     max_length: int | None = None
     """Tokens a text is cut to; default: the model's own limit."""
-    device: str = "auto"
+    json: JSON = False
+    """Print data, measures and notes as JSON, all else to standard error."""
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class DataCommand:
+    """Read a data set, check it, and say what is in it and what is untidy."""
+
+    dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
+    """pydocs, msmarco, ir:ID (ir_datasets: BEIR, LoTTE, ...), beir:FOLDER or msmarco:FOLDER."""
+    json: JSON = False
+    """Print everything as JSON."""
 
 
 @dataclass(frozen=True)
@@ -143,51 +161,67 @@ class InspectCommand:
     """Write a self-contained page with heat maps there."""
     png: Path | None = None
     """Write one picture a text into this folder."""
-    json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    json: JSON = False
     """Print everything as JSON instead of the tables."""
     max_length: int | None = None
     """Tokens a text is cut to; default: the model's own limit, at most 512."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    device: Device = "auto"
 
 
-Command = (
-    Annotated[BenchmarkCommand, tyro.conf.subcommand("benchmark")]
-    | Annotated[TrainCommand, tyro.conf.subcommand("train")]
-    | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
-    | Annotated[EncodeCommand, tyro.conf.subcommand("encode")]
-    | Annotated[SearchCommand, tyro.conf.subcommand("search")]
-    | Annotated[ReportCommand, tyro.conf.subcommand("report")]
-    | Annotated[InspectCommand, tyro.conf.subcommand("inspect")]
-)
+COMMANDS = {
+    "benchmark": BenchmarkCommand,
+    "train": TrainCommand,
+    "evaluate": EvaluateCommand,
+    "encode": EncodeCommand,
+    "search": SearchCommand,
+    "inspect": InspectCommand,
+    "data": DataCommand,
+    "report": ReportCommand,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the return value is the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given == ["--version"]:
-        from maw import __version__
-
-        print(__version__)
-        return 0
-    command = tyro.cli(
-        Command,
-        prog="maw",
-        description="Multi-Attention-Weight attention for text encoders: train, benchmark, report, inspect.",
-        args=given,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from maw import commands
-
     try:
-        return commands.execute(command, ["maw", *given])
+        return _run(given)
     except MAWError as error:
         print(f"maw: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # head has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:  # a full disk, a folder that may not be written
         print(f"maw: cannot read or write {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("maw: interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
         return 130
+
+
+def _run(given: list[str]) -> int:
+    if given == ["--version"]:
+        from maw import __version__
+
+        print(__version__)
+        return 0
+    if not given or given[0] in ("-h", "--help") or (given[0] in COMMANDS and {"-h", "--help"} & set(given)):
+        from maw.help import command_screen, screen
+
+        text = command_screen(given[0], COMMANDS[given[0]]) if given and given[0] in COMMANDS else screen(COMMANDS)
+        print(text, end="", file=sys.stdout if given else sys.stderr)
+        return 0 if given else 2
+    if given[0] not in COMMANDS:
+        raise MAWError(f"no such command: {given[0]!r}; there are {', '.join(COMMANDS)} (maw --help)")
+    command = tyro.cli(
+        COMMANDS[given[0]],
+        prog=f"maw {given[0]}",
+        args=given[1:],
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from maw import commands
+
+    status = commands.execute(command, ["maw", *given])
+    sys.stdout.flush()
+    return status

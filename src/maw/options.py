@@ -9,9 +9,11 @@ import tyro
 
 from maw.errors import MAWError
 
-__all__ = ["MAWOptions", "TrainingOptions"]
+__all__ = ["JSON", "Device", "MAWOptions", "TrainingOptions"]
 
-Layers = Annotated[str, tyro.conf.arg(name="maw-layer-indices", metavar="-1|0,5|all")]
+Layers = Annotated[str, tyro.conf.arg(name="maw-layer-indices", metavar="LIST")]
+Device = Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|mps")]
+JSON = Annotated[bool, tyro.conf.arg(name="json")]
 
 
 @dataclass(frozen=True)
@@ -19,13 +21,13 @@ class MAWOptions:
     """Settings of MAW."""
 
     maw_layers: Layers = "-1"
-    """Encoder layers that get MAW: indices with commas, negative ones from the end, or "all"."""
+    """Layers that get MAW: -1 (the last), 0,5 or all."""
     maw_depth_dim: int = 64
     """D, view vectors per head."""
     maw_num_heads: int | None = None
-    """Checked against the encoder's number of heads; never sets it."""
-    maw_settings: str = "{}"
-    """Any other field of MAWConfig, as a JSON object: '{"tau": 10}'."""
+    """Checked against the encoder's heads; never sets them."""
+    maw_settings: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
+    """Other fields of MAWConfig, as '{"tau": 10}'."""
 
     def values(self) -> dict[str, Any]:
         """The fields of `MAWConfig` that were given."""
@@ -60,22 +62,23 @@ class TrainingOptions:
 
     epochs: int | None = None
     batch_size: int | None = None
-    """Pairs a batch of one process; the candidates of a query are the documents of all processes."""
+    """Pairs a batch of one process."""
     mini_batch_size: int | None = None
-    """So many texts a forward, with the gradient of the whole batch: memory for large batches, at one more forward."""
+    """Texts a forward: less memory, for one more forward."""
     max_length: int | None = None
     """Tokens a text is cut to."""
     learning_rate: float | None = None
     """Of full fine-tuning."""
     lora_learning_rate: float | None = None
+    """Of LoRA."""
     positives_per_query: int | None = None
     hard_negatives: int | None = None
-    """So many hard negatives a pair; a query with fewer gets documents that are drawn."""
-    negatives: Literal["bm25", "model", "given"] | None = None
-    """Where hard negatives come from: BM25 (the default), the encoder as it comes, or files that came with the data."""
+    """Hard negatives a pair; missing ones are drawn."""
+    negatives: Annotated[Literal["bm25", "model", "given"] | None, tyro.conf.arg(metavar="FROM")] = None
+    """bm25 (default), model, or given: the data's own."""
     gradient_checkpointing: bool = False
     save_steps: Annotated[int | None, tyro.conf.arg(name="save-every", metavar="STEPS")] = None
-    """Save a checkpoint after every so many steps too, not after every epoch alone."""
+    """Save after every so many steps too, not epochs alone."""
 
     def values(self) -> dict[str, Any]:
         """The fields of `TrainingSettings` that were given."""

@@ -1,75 +1,149 @@
-"""How far a long command is: a bar on a terminal, a line now and then in a file."""
+"""How far long work is: bars on a terminal, a line now and then in a file, nothing in a library.
+
+A command says once where progress is shown (`showing`); whatever works long says how far it is (`counted`, `tracked`)
+and need not know whether anybody looks.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
 
-__all__ = ["counting", "duration"]
+__all__ = ["counted", "duration", "showing", "tracked"]
+
+Item = TypeVar("Item")
 
 EVERY = 60.0
 """Seconds between two lines where there is no terminal."""
 
+SOON = 0.5
+"""Seconds after which a bar appears."""
+
+TICK = 0.1
+"""Seconds between two changes of a bar: telling it of every item costs next to nothing."""
+
+_display: _Display | None = None
+
 
 @contextmanager
-def counting(
-    console: Console, what: str, *, shown: bool = True, every: float = EVERY
-) -> Generator[Callable[[int], Callable[[int], None]]]:
-    """Give a function that is told how many there are and returns one that is told how many more are done.
+def showing(console: Console, *, every: float | None = None) -> Generator[None]:
+    """Show on this console what `counted` and `tracked` are told meanwhile.
 
     Args:
-        console: where it is shown.
-        what: what is being done.
-        shown: whether it is shown at all.
-        every: seconds between two lines where the console is no terminal.
+        console: a terminal gets bars, which go when they are done; anything else gets plain lines.
+        every: seconds between two lines of the same work; None is `EVERY`.
 
     Example:
-        >>> with counting(Console(), "counting", every=0.0) as begin:
-        ...     begin(2)(1)  # doctest: +ELLIPSIS
+        >>> from rich.console import Console
+        >>> with showing(Console(), every=0.0), counted("counting", 2) as tell:
+        ...     tell(1)  # doctest: +ELLIPSIS
         counting: 1 of 2, ...
     """
-    if not shown:
-        yield lambda total: lambda done: None
-    elif console.is_terminal:
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-        with Progress(TextColumn(what), *columns, console=console) as progress:
-            yield lambda total: _Bar(progress, total)
-    else:
-        yield lambda total: _Lines(console, what, total, every)
+    global _display  # noqa: PLW0603
+    before, _display = _display, _Display(console, EVERY if every is None else every)
+    try:
+        yield
+    finally:
+        _display.close()
+        _display = before
 
 
-class _Bar:
-    def __init__(self, progress: Progress, total: int) -> None:
-        self.progress, self.start, self.done = progress, time.monotonic(), 0
-        self.task = progress.add_task("", total=total, rate="")
+@contextmanager
+def counted(what: str, total: int | None = None, *, done: int = 0) -> Generator[Callable[[int], None]]:
+    """Give a function that is told how many more are done.
 
-    def __call__(self, more: int) -> None:
-        self.done += more
-        rate = self.done / max(time.monotonic() - self.start, 1e-9)
-        self.progress.update(self.task, advance=more, rate=f"{rate:,.0f}/s")
+    Args:
+        what: what is being done.
+        total: how many there are; None where nobody knows.
+        done: how many were done before; they do not count in the rate.
+    """
+    if _display is None:
+        yield lambda more: None
+        return
+    work = _Work(_display, what, total, done)
+    try:
+        yield work
+    finally:
+        work.end()
 
 
-class _Lines:
-    def __init__(self, console: Console, what: str, total: int, every: float) -> None:
-        self.console, self.what, self.total, self.every = console, what, total, every
+def tracked(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """Yield the items and tell how many have been taken.
+
+    >>> list(tracked("ab", "letters", 2))
+    ['a', 'b']
+    """
+    with counted(what, total) as tell:
+        for item in items:
+            yield item
+            tell(1)
+
+
+class _Display:
+    """The bars of one console, which share one place on it; or its lines."""
+
+    def __init__(self, console: Console, every: float) -> None:
+        self.console, self.every = console, TICK if console.is_terminal else every
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[text]}"))
+        self.bars = None
+        if console.is_terminal:  # what is printed meanwhile goes above the bars, but not from a pipe to them
+            redirect = sys.stdout.isatty()
+            self.bars = Progress(*columns, console=console, transient=True, redirect_stdout=redirect)
+
+    def close(self) -> None:
+        """Take the bars away."""
+        if self.bars is not None:
+            self.bars.stop()
+
+
+class _Work:
+    """One thing that is counted."""
+
+    def __init__(self, display: _Display, what: str, total: int | None, done: int) -> None:
+        self.display, self.what, self.total = display, what, total
+        self.before = self.done = done
         self.start = self.shown = time.monotonic()
-        self.done = 0
+        self.task = None
 
     def __call__(self, more: int) -> None:
         self.done += more
-        now = time.monotonic()
-        if now - self.shown < self.every:
+        now, bars = time.monotonic(), self.display.bars
+        if now - self.shown < self.display.every:
             return
         self.shown = now
-        rate = self.done / max(now - self.start, 1e-9)
-        left = (self.total - self.done) / rate
-        self.console.print(
-            f"{self.what}: {self.done:,} of {self.total:,}, {rate:,.0f}/s, {left:,.0f} s left", highlight=False
-        )
+        if bars is None:
+            line = f"{self.what}: {self._text(now)}"
+            self.display.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        elif self.task is not None:
+            bars.update(self.task, completed=self.done, text=self._text(now))
+        elif now - self.start >= SOON:
+            self.task = bars.add_task(self.what, total=self.total, completed=self.done, text=self._text(now))
+            bars.start()
+
+    def end(self) -> None:
+        """It is done, or given up."""
+        bars = self.display.bars
+        if bars is not None and self.task is not None:
+            bars.remove_task(self.task)
+            if not bars.tasks:
+                bars.stop()
+
+    def _text(self, now: float) -> str:
+        """How many of how many, how fast, and how long it will take at that."""
+        rate = (self.done - self.before) / max(now - self.start, 1e-9)
+        speed = f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s"
+        if self.total is None:
+            return f"{self.done:,}, {speed}"
+        left = duration(max(self.total - self.done, 0) / rate) if rate else "?"
+        return f"{self.done:,} of {self.total:,}, {speed}, {left} left"
 
 
 def duration(seconds: float) -> str:

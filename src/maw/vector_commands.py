@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from maw.errors import MAWError
-from maw.progress import counting, duration
+from maw.output import Output, speaking
+from maw.progress import counted, duration, tracked
 from maw.vector_options import EncodeCommand, SearchCommand
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from maw.retrieval.data.corpus_file import CorpusFile
 
 __all__ = ["encode", "search"]
 
+SAMPLE = 64
+"""Documents by which the speed is estimated."""
 
-def encode(command: EncodeCommand, console: Console) -> int:
-    """Encode a corpus; returns the exit status."""
+
+def encode(command: EncodeCommand) -> int:
+    """Encode a corpus, or say what that would be; returns the exit status."""
     from maw.retrieval.data.corpus_file import CorpusFile
     from maw.retrieval.models import choose_own_device, load_encoder
     from maw.retrieval.processes import own_share
@@ -21,35 +34,79 @@ def encode(command: EncodeCommand, console: Console) -> int:
 
     settings = EncodingSettings(command.dtype, command.precision, command.shard_size)
     pace = Pace(command.batch_size, command.batch_tokens, command.workers)
-    CorpusFile(command.corpus)
+    corpus = CorpusFile(command.corpus)
     rank, processes = own_share()
-    model = load_encoder(command.model, device=choose_own_device(command.device), max_length=command.max_length)
-    with counting(console, "encoding", shown=rank == 0) as begin:
+    who = f"process {rank} of {processes}: " if processes > 1 else ""
+    with speaking(as_json=command.json, progress=rank == 0) as out, ExitStack() as stack:
+        model = load_encoder(command.model, device=choose_own_device(command.device), max_length=command.max_length)
+        if command.dry_run:
+            return _say_plan(command, out, model, corpus, processes) if rank == 0 else 0
+
+        def begin(total: int) -> Callable[[int], None]:
+            return stack.enter_context(counted("encoding", total))
+
         outcome = encode_corpus(
             model, command.corpus, command.output, settings, pace=pace, engine=command.engine, begin=begin
         )
-    who = f"process {rank} of {processes}: " if processes > 1 else ""
-    took = f"{duration(outcome.seconds)}, {outcome.documents / outcome.seconds:,.0f} a second"
-    waited = f"the model waited {duration(outcome.waited)} for tokens"
-    console.print(f"{who}{outcome.documents:,} documents encoded in {took}; {waited}", highlight=False)
-    if not outcome.complete:
-        console.print(
-            f"{who}{outcome.missing:,} shards of {command.output} are not finished: other processes have them, or run "
-            "the same command again",
-            highlight=False,
-        )
-        return 0
-    console.print(f"{who}{command.output} is complete", highlight=False)
-    if command.parquet is not None:
-        from maw.retrieval.vectors.parquet_export import export_parquet
-        from maw.retrieval.vectors.store import VectorStore
+        stack.close()
+        took = f"{duration(outcome.seconds)}, {outcome.documents / outcome.seconds:,.0f} a second"
+        waited = f"the model waited {duration(outcome.waited)} for tokens"
+        out.say(f"{who}{outcome.documents:,} documents encoded in {took}; {waited}")
+        out.result({"output": command.output, "process": rank, "processes": processes, **asdict(outcome)})
+        if not outcome.complete:
+            out.say(
+                f"{who}{outcome.missing:,} shards of {command.output} are not finished: other processes have them, or "
+                "run the same command again"
+            )
+            return 0
+        out.say(f"{who}{command.output} is complete")
+        if command.parquet is not None:
+            from maw.retrieval.vectors.parquet_export import export_parquet
+            from maw.retrieval.vectors.store import VectorStore
 
-        written = export_parquet(VectorStore(command.output, checksums=False), command.parquet)
-        console.print(f"{who}{written:,} Parquet files written to {command.parquet}", highlight=False)
+            written = export_parquet(VectorStore(command.output, checksums=False), command.parquet)
+            out.say(f"{who}{written:,} Parquet files written to {command.parquet}")
     return 0
 
 
-def search(command: SearchCommand, console: Console) -> int:
+def _say_plan(
+    command: EncodeCommand, out: Output, model: SentenceTransformer, corpus: CorpusFile, processes: int
+) -> int:
+    """What would be encoded, for how long, and where it would go."""
+    from maw.retrieval.ranking.dense import encode
+
+    documents, sample = 0, []
+    for block in tracked(corpus.blocks(lines=1024), f"reading {corpus.path.name}: blocks of 1,024"):
+        texts = block.texts()
+        documents, sample = documents + len(texts), sample or texts[:SAMPLE]
+    if not documents:
+        raise MAWError(f"wanted documents to encode, but {corpus.path} is empty")
+    encode(model, sample[:8], "document")
+    start = time.perf_counter()
+    width = encode(model, sample, "document").shape[1]
+    seconds = documents * (time.perf_counter() - start) / len(sample) / processes
+    shards = -(-documents // command.shard_size)
+    done = len(list((command.output / "shards").glob("*.json"))) if command.output.is_dir() else 0
+    size = documents * width * (2 if command.dtype == "float16" else 4)
+    plan = {
+        "documents": documents,
+        "width": width,
+        "shards": shards,
+        "shards_done": done,
+        "processes": processes,
+        "device": str(model.device),
+        "seconds": round(seconds, 1),
+        "bytes": size,
+        "output": command.output,
+    }
+    out.say(f"would encode {documents:,} documents of {corpus.path} on {model.device}, {processes} process(es)")
+    out.say(f"{shards:,} shards, {done:,} of them done; all together about {duration(seconds)}")
+    out.say(f"writes {command.output}: {size / 2**20:,.1f} MiB of vectors. Nothing was encoded")
+    out.result({"plan": plan})
+    return 0
+
+
+def search(command: SearchCommand) -> int:
     """Search a store; returns the exit status."""
     from maw.retrieval.data.corpus_file import CorpusFile
     from maw.retrieval.models import choose_device, load_encoder
@@ -63,15 +120,23 @@ def search(command: SearchCommand, console: Console) -> int:
     corpus = None if command.corpus is None else CorpusFile(command.corpus)
     queries = {"query": command.query or ""} if command.queries is None else read_queries(command.queries)
     k = command.k if command.k is not None else 10 if command.run is None else 1000
-    store = VectorStore(command.vectors, checksums=not command.skip_checksums)
-    model = load_encoder(command.model, device=choose_device(command.device))
-    results = search_store(model, store, queries, k, drop_own=command.drop_own, show_progress=console.is_terminal)
-    if command.run is not None:
-        number = write_search(command.run, results, "maw")
-        console.print(f"{number:,} queries searched in {len(store):,} documents: {command.run}", highlight=False)
-        return 0
-    for _, found in results:
-        for rank, hit in enumerate(found, start=1):
-            text = f"  {text_of(store, corpus, hit)}" if corpus is not None else ""
-            console.print(f"{rank:4} {hit.score:8.5f}  {hit.document}{text}", highlight=False, markup=False)
+    with speaking(as_json=command.json) as out:
+        store = VectorStore(command.vectors, checksums=not command.skip_checksums)
+        model = load_encoder(command.model, device=choose_device(command.device))
+        results = search_store(model, store, queries, k, drop_own=command.drop_own)
+        if command.run is not None:
+            number = write_search(command.run, results, "maw")
+            out.say(f"{number:,} queries searched in {len(store):,} documents: {command.run}")
+            out.result({"run": command.run, "queries": number, "documents": len(store), "k": k})
+            return 0
+        ((_, found),) = results
+        texts = [None if corpus is None else text_of(store, corpus, hit) for hit in found]
+        if not command.json:
+            for rank, (hit, text) in enumerate(zip(found, texts, strict=True), start=1):
+                out.say(f"{rank:4} {hit.score:8.5f}  {hit.document}" + ("" if text is None else f"  {text}"))
+        hits = [
+            {"document": hit.document, "score": hit.score} | ({} if text is None else {"text": text})
+            for hit, text in zip(found, texts, strict=True)
+        ]
+        out.result({"query": command.query, "documents": len(store), "hits": hits})
     return 0

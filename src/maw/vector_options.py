@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from maw.options import JSON, Device
+
 __all__ = ["EncodeCommand", "SearchCommand"]
 
 
@@ -38,8 +40,11 @@ class EncodeCommand:
     """Tokens the model takes at a time, at most."""
     workers: int | None = None
     """Processes that tokenise; default: none on a CPU, as many as cores less two beside a GPU."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    dry_run: bool = False
+    """Print the plan, its cost and its folder, and stop."""
+    json: JSON = False
+    """Print the outcome as JSON, all else to standard error."""
+    device: Device = "auto"
     engine: Literal["local", "ray"] = "local"
     """local, or ray: on the cluster that RAY_ADDRESS names."""
     parquet: Path | None = None
@@ -68,5 +73,6 @@ class SearchCommand:
     """Leave out a document with the query's own id, as ArguAna asks."""
     skip_checksums: bool = False
     """Compare only the sizes of the vectors' files, not their contents, before searching."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
+    json: JSON = False
+    """Print what one query finds as JSON."""
+    device: Device = "auto"

@@ -1,10 +1,11 @@
-"""`maw train` as typed, in one process and in two under torchrun."""
+"""`maw train` as typed, in one process and in two, by every launcher."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from maw.cli import main
 SMALL = ["--batch-size", "3", "--epochs", "1", "--max-length", "16", "--device", "cpu"]
 MORE = ["--mini-batch-size", "2", "--save-every", "1", "--hard-negatives", "1", "--negatives", "model", "--seed", "3"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2", "-m", "maw"]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes=2", "--num_machines=1", "--main_process_port"]
 
 
 def arguments(tiny_model, toy_data, output, *more):
@@ -23,11 +25,13 @@ def arguments(tiny_model, toy_data, output, *more):
     return [*given, "--output", str(output), "--maw-depth-dim", "8", *SMALL, *more]
 
 
-def in_two_processes(words):
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *TORCHRUN, *words], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+def environment(**more):
+    return {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **more}
+
+
+def in_two_processes(words, launcher=TORCHRUN):
+    command = [sys.executable, *launcher, *words]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_two_processes_train_one_model_and_one_of_them_speaks(tiny_model, toy_data, tmp_path):
@@ -50,6 +54,60 @@ def test_what_is_wrong_is_said_once_by_two_processes(tiny_model, toy_data, tmp_p
     run = in_two_processes(arguments(tiny_model, toy_data, tmp_path / "model", "--mini-batch-size", "0"))
     assert run.returncode != 0
     assert len(re.findall(r"^maw: mini_batch_size must be at least 1, got 0$", run.stderr, flags=re.MULTILINE)) == 1
+    assert not (tmp_path / "model").exists()
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def run_by_mpi(words):
+    """Two processes as mpirun of Open MPI starts them."""
+    there = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    started = []
+    for rank in ("0", "1"):
+        mpi = {"RANK": rank, "SIZE": "2", "LOCAL_RANK": rank, "LOCAL_SIZE": "2"}
+        place = there | {f"OMPI_COMM_WORLD_{name}": value for name, value in mpi.items()}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "maw", *words],
+                env=environment(**place),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    ends = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0], ends[0][1][-3000:] + ends[1][1][-3000:]
+    return ends[0][0]
+
+
+@pytest.mark.slow
+def test_every_launcher_trains_the_same_model(tiny_model, toy_data, tmp_path):
+    launchers = {"torchrun": TORCHRUN, "accelerate": [*ACCELERATE, free_port(), "--multi_gpu", "-m", "maw"]}
+    outputs = {}
+    for name, launcher in launchers.items():
+        run = in_two_processes(arguments(tiny_model, toy_data, tmp_path / name), launcher)
+        assert run.returncode == 0, run.stderr[-3000:]
+        outputs[name] = run.stdout
+    outputs["mpi"] = run_by_mpi(arguments(tiny_model, toy_data, tmp_path / "mpi"))
+    for out in outputs.values():
+        assert len(re.findall(r"^processes: 2$", out, flags=re.MULTILINE)) == 1, out
+    names = sorted(file.relative_to(tmp_path / "mpi") for file in (tmp_path / "mpi").rglob("*.safetensors"))
+    assert names
+    for name in names:
+        first, *others = ((tmp_path / launcher / name).read_bytes() for launcher in outputs)
+        assert all(other == first for other in others), name
+
+
+@pytest.mark.slow
+def test_accelerate_that_starts_one_process_of_several_is_refused(tiny_model, toy_data, tmp_path):
+    launcher = [*ACCELERATE, free_port(), "--cpu", "-m", "maw"]
+    run = in_two_processes(arguments(tiny_model, toy_data, tmp_path / "model"), launcher)
+    assert run.returncode != 0
+    assert "maw: accelerate launch was asked for several processes and started one" in run.stderr
     assert not (tmp_path / "model").exists()
 
 

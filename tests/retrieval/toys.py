@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import resource
+from contextlib import contextmanager
 
 import torch
 from transformers import BertModel
@@ -56,6 +58,17 @@ def features(model, texts):
 def columns(model):
     data = toy()
     return [features(model, list(data.queries.values())[:4]), features(model, list(data.documents.values())[:4])]
+
+
+@contextmanager
+def small_disk(size: int):
+    """No file can become larger than so many bytes; the system says so as it does for a quota."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def note_depth_weights(layer) -> list[tuple[bool, torch.Tensor]]:

@@ -25,6 +25,8 @@ __all__ = [
     "estimate_seconds",
     "evaluation_splits",
     "planned_runs",
+    "texts_per_second",
+    "training_seconds",
     "training_settings",
 ]
 
@@ -115,12 +117,12 @@ def training_settings(benchmark: Benchmark, run: PlannedRun) -> TrainingSettings
 
 
 def evaluation_splits(dataset: RetrievalDataset) -> list[str]:
-    """The splits that are reported: every evaluation split but dev, which chooses checkpoints, and unions of others.
+    """The splits that are reported: all to evaluate on but one that only chooses checkpoints, and unions of others.
 
     Raises:
         MAWError: there is none.
     """
-    splits = [split for split in dataset.evaluation_splits if split != "dev" and split not in dataset.counts["unions"]]
+    splits = list(dataset.reported_splits)
     if not splits:
         raise MAWError(f"{dataset.name} has no split to report on beside train and dev: add qrels/test.tsv")
     return splits
@@ -138,7 +140,7 @@ def estimate_seconds(
     """How long these runs will take here, from the speed of the encoder on a sample of the documents."""
     from maw.benchmark.usage import TEXTS
 
-    rate = _texts_per_second(model, dataset)
+    rate = texts_per_second(model, dataset)
     queries = sum(len(dataset.judgements(split)) for split in evaluation_splits(dataset))
     total = 0.0
     for run in runs:
@@ -147,20 +149,35 @@ def estimate_seconds(
             continue
         total += (len(dataset.documents) + queries) / rate
         if run.variant.tuning is not None:
-            settings = training_settings(benchmark, run)
-            pairs = len(dataset.training_pairs(settings.positives_per_query, settings.seed))
-            trained = (2 + settings.hard_negatives) * pairs * settings.epochs
-            forwards = _FORWARDS_PER_TRAINED_TEXT[run.variant.tuning] + (settings.mini_batch_size is not None)
-            total += trained * forwards / rate + _SECONDS_PER_TUNED_RUN
-            if "dev" in dataset.splits:
-                dev = min(settings.dev_documents, len(dataset.documents)) + len(dataset.judgements("dev"))
-                total += settings.epochs * dev / rate
+            total += training_seconds(dataset, training_settings(benchmark, run), run.variant, rate)
             if run.variant.recipe is not None:  # its depth usage is looked at
                 total += (min(TEXTS, queries) + min(TEXTS, len(dataset.documents))) / rate
     return total
 
 
-def _texts_per_second(model: SentenceTransformer, dataset: RetrievalDataset) -> float:
+def training_seconds(dataset: RetrievalDataset, settings: TrainingSettings, variant: Variant, rate: float) -> float:
+    """How long a training will take here in one process, without finding hard negatives.
+
+    Args:
+        dataset: what is trained on.
+        settings: how.
+        variant: what; one that is not trained takes no time.
+        rate: texts the encoder takes in a second (`texts_per_second`).
+    """
+    if variant.tuning is None:
+        return 0.0
+    pairs = len(dataset.training_pairs(settings.positives_per_query, settings.seed))
+    trained = (2 + settings.hard_negatives) * pairs * settings.epochs
+    forwards = _FORWARDS_PER_TRAINED_TEXT[variant.tuning] + (settings.mini_batch_size is not None)
+    total = trained * forwards / rate + _SECONDS_PER_TUNED_RUN
+    if dataset.dev_split is not None:
+        dev = min(settings.dev_documents, len(dataset.documents)) + len(dataset.judgements(dataset.dev_split))
+        total += settings.epochs * dev / rate
+    return total
+
+
+def texts_per_second(model: SentenceTransformer, dataset: RetrievalDataset) -> float:
+    """The speed of the encoder on a sample of the documents."""
     from maw.retrieval.data.texts import TextStore
     from maw.retrieval.ranking.dense import encode
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from maw.errors import MAWError
 from maw.hf.attach import attach
 from maw.hf.lora import lora_config, merge_lora
+from maw.retrieval.aside import saying_that_the_disk_is_full
 from maw.retrieval.training.fine_tuning import count_parameters, train
 from maw.retrieval.training.model_card import write_model_card
 from maw.retrieval.training.rows import find_negatives
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from maw.config import MAWConfig
     from maw.retrieval.data.datasets import RetrievalDataset
 
-__all__ = ["Tuned", "save_model", "tune"]
+__all__ = ["Tuned", "prepare", "save_model", "tune"]
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,9 @@ def tune(
     Raises:
         MAWError: the variant is not trained, or anything `attach` and `train` refuse.
     """
-    from transformers import set_seed
-
-    if variant.tuning is None:
-        raise MAWError(f"{variant.name} is not trained: choose a variant such as maw-lora or dense-full")
-    config = variant.maw_config({"seed": settings.seed, **maw})
+    _check_trained(variant)
     hard = find_negatives(dataset, settings, model, work / "negatives" if negatives is None else negatives)
-    set_seed(settings.seed)
-    if config is not None:
-        attach(model, config)
-    if variant.tuning == "lora":
-        model.add_adapter(lora_config(model))
+    config = prepare(model, variant, maw, settings)
     parameters = count_parameters(model)
     outcome = train(model, dataset, work, settings, negatives=hard, log_file=log_file, show_progress=show_progress)
     seeds = {"lora": settings.seed} if variant.tuning == "lora" else {}
@@ -86,6 +79,31 @@ def tune(
     if variant.tuning == "lora" and config is None:
         merge_lora(model)  # a plain host again; beside MAW the adapter stays, in the same folder
     return Tuned(model, variant, config, settings, parameters, outcome)
+
+
+def prepare(
+    model: SentenceTransformer, variant: Variant, maw: dict[str, Any], settings: TrainingSettings
+) -> MAWConfig | None:
+    """Give `model` what is trained in the variant, in place: MAW, an adapter; returns MAW's settings, None without it.
+
+    Args:
+        model, variant, maw, settings: as in `tune`.
+    """
+    from transformers import set_seed
+
+    _check_trained(variant)
+    config = variant.maw_config({"seed": settings.seed, **maw})
+    set_seed(settings.seed)
+    if config is not None:
+        attach(model, config)
+    if variant.tuning == "lora":
+        model.add_adapter(lora_config(model))
+    return config
+
+
+def _check_trained(variant: Variant) -> None:
+    if variant.tuning is None:
+        raise MAWError(f"{variant.name} is not trained: choose a variant such as maw-lora or dense-full")
 
 
 def save_model(
@@ -102,7 +120,8 @@ def save_model(
     """
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
-    tuned.model.save_pretrained(str(aside), create_model_card=False)
+    with saying_that_the_disk_is_full(folder):
+        tuned.model.save_pretrained(str(aside), create_model_card=False)
     write_model_card(
         aside,
         base=base,

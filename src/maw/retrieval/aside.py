@@ -9,7 +9,8 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypedDict
 
@@ -27,6 +28,7 @@ __all__ = [
     "read_json",
     "refuse_writing",
     "remove_parts",
+    "saying_that_the_disk_is_full",
     "write_json",
     "write_whole",
 ]
@@ -123,6 +125,36 @@ def refuse_writing(path: Path, error: OSError) -> NoReturn:
             "same command again"
         ) from error
     raise MAWError(f"{path} could not be written: {error.strerror or error}: check the folder") from error
+
+
+@contextmanager
+def saying_that_the_disk_is_full(folder: Path) -> Generator[None]:
+    """Give what other libraries raise when they cannot write into a folder the words of `refuse_writing`.
+
+    Of these, tokenizers and safetensors name the error's number in their message, and PyTorch names none.
+
+    Raises:
+        MAWError: the disk was full, or a file too large; every other exception stays what it is.
+
+    >>> with saying_that_the_disk_is_full(Path("model")):
+    ...     raise Exception("No space left on device (os error 28)")
+    Traceback (most recent call last):
+    ...
+    maw.errors.MAWError: model could not be written: No space left on device. What was finished is kept: free some \
+space and run the same command again
+    """
+    try:
+        yield
+    except MAWError:
+        raise
+    except Exception as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if "inline_container.cc" in str(error):
+            refuse_writing(folder, OSError(errno.ENOSPC, "PyTorch could not write all of a file"))
+        if number not in FULL:
+            raise
+        refuse_writing(folder, OSError(number, os.strerror(number)))
 
 
 def checksum(path: Path) -> str:

@@ -547,7 +547,12 @@ def test_imports_only_the_standard_library_at_the_top(module: str):
     names = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
     names |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     others = {name for name in names if name.partition(".")[0] not in sys.stdlib_module_names}
-    assert others <= {"maw.errors", "maw.retrieval.data", *(f"maw.retrieval.data.{name}" for name in LIGHT)}
+    assert others <= {
+        "maw.errors",
+        "maw.progress",
+        "maw.retrieval.data",
+        *(f"maw.retrieval.data.{name}" for name in LIGHT),
+    }
 
 
 def test_examples():

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toys import encoder
+from toys import encoder, small_disk
 
 from maw.cli import main
 from maw.errors import MAWError
@@ -253,16 +253,14 @@ def test_what_does_not_go_together_is_refused(files, beir, given, message, capsy
     assert message in capsys.readouterr().err
 
 
-def test_a_file_that_cannot_be_written_is_one_line(files, tmp_path: Path, capsys, monkeypatch) -> None:
-    def full(self: Path, target: Path) -> None:
-        raise OSError(28, "No space left on device", str(target))
-
-    monkeypatch.setattr(Path, "replace", full)
+def test_a_file_that_cannot_be_written_is_one_line(files, tmp_path: Path, capsys) -> None:
     run, qrels = (str(path) for path in files)
-    assert main(["evaluate", "--run", run, "--qrels", qrels, "--per-query", str(tmp_path / "v.tsv")]) == 2
-    assert "v.tsv: No space left on device" in capsys.readouterr().err
+    with small_disk(20):
+        status = main(["evaluate", "--run", run, "--qrels", qrels, "--per-query", str(tmp_path / "v.tsv")])
+    assert status == 2
+    assert "v.tsv could not be written: File too large. What was finished is kept" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["qrels", "run"]
-    with pytest.raises(OSError, match="No space left"):
+    with small_disk(20), pytest.raises(MAWError, match=r"v\.tsv could not be written"):
         write_per_query(tmp_path / "v.tsv", evaluate({"q": {"a": 1}}, {"q": {"a": 1.0}}))
 
 

@@ -11,6 +11,7 @@ import pytrec_eval
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toys import small_disk
 
 import maw.retrieval.evaluation.measures as module
 import maw.retrieval.ranking.runs as runs_module
@@ -260,12 +261,8 @@ def test_what_the_format_cannot_hold_is_refused_and_leaves_the_old_file(tmp_path
     assert os.listdir(tmp_path) == ["run.trec"]
 
 
-def test_a_failed_rename_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Path, target: Path) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="no space left"):
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
+    with small_disk(10), pytest.raises(MAWError, match=r"run\.trec could not be written: File too large"):
         write_run(tmp_path / "run.trec", {"q": {"a": 1.0}}, "t")
     assert os.listdir(tmp_path) == []
 

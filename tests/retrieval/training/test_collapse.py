@@ -134,15 +134,18 @@ def tokens_without_a_mask(model):
 
 
 PLANTED = {
-    "reward too heavy": ("policy collapse", {"auxiliary_weight": 10.0, "learning_rate": 0.03}, None),
+    "reward too heavy": ("policy collapse", {"auxiliary_weight": 10.0, "kl_weight": 0.0, "learning_rate": 0.03}, None),
     "exact gradient too heavy": (
         "policy collapse",
-        {"auxiliary_weight": 100.0, "estimator": "exact", "learning_rate": 0.03},
+        {"auxiliary_weight": 100.0, "kl_weight": 0.0, "estimator": "exact", "learning_rate": 0.03},
         None,
     ),
     "ratio not clipped, many updates": (
         "policy collapse",
-        {"auxiliary_weight": 10.0, "updates": 4, "clip": 1e6, "learning_rate": 0.03, "advantage": "leave-one-out"},
+        {
+            **{"auxiliary_weight": 10.0, "kl_weight": 0.0, "updates": 4, "clip": 1e6, "learning_rate": 0.03},
+            "advantage": "leave-one-out",
+        },
         None,
     ),
     "a policy loaded that is sure": ("policy collapse", {}, prefer(30.0, *[0.0] * 7)),
@@ -151,7 +154,10 @@ PLANTED = {
     "most depths shut": ("dead depths", {}, prefer(0.0, 0.0, 0.0, *[-20.0] * 5)),
     "most views worthless, and noticed": (
         "dead depths",
-        {"auxiliary_weight": 30.0, "learning_rate": 0.03, "entropy_weight": 0.1, "train_views": False},
+        {
+            **{"auxiliary_weight": 30.0, "kl_weight": 0.0, "learning_rate": 0.03, "entropy_weight": 0.1},
+            "train_views": False,
+        },
         multiply("key_views", 0.0, slice(3, None)),
     ),
     "the literal recipe": ("constant reward", "literal", None),

@@ -8,11 +8,13 @@ import json
 import pytest
 import torch
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from toys import SETTINGS, columns, encoder, toy
+from toys import SETTINGS, columns, encoder, small_disk, toy
 
 import maw
+from maw.errors import MAWError
 from maw.hf.attach import maw_layers
 from maw.retrieval.evaluation.development import DevEvaluator
+from maw.retrieval.training.checkpoints import last_checkpoint
 from maw.retrieval.training.fine_tuning import count_parameters, train
 from maw.retrieval.training.losses import AuxiliaryLoss
 from maw.retrieval.training.settings import TrainingSettings
@@ -68,8 +70,8 @@ def test_the_log_holds_what_the_selectors_did(trained):
 def test_maw_has_its_own_learning_rate(trained):
     from maw.retrieval.training.fine_tuning import _arguments
 
-    arguments = _arguments(trained[0], trained[2], SETTINGS, has_dev=True, show_progress=False)
-    assert arguments.learning_rate_mapping == {r"\.maw\.": 1e-3}
+    arguments = _arguments(trained[0], trained[2], SETTINGS, has_dev=True)
+    assert arguments.learning_rate_mapping == {r"\.maw\.": 1e-4}
     assert not arguments.bf16, "there is no GPU here" if not torch.cuda.is_available() else ""
 
 
@@ -248,6 +250,19 @@ def test_a_killed_training_goes_on_from_its_checkpoint(trained, tmp_path, monkey
     assert outcome["steps"] == 4
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {1, 2, 3, 4} <= {line["step"] for line in log if "loss" in line}
+
+
+@pytest.mark.parametrize("size", [100_000, 3_000_000, 8_000_000], ids=["tokenizers", "safetensors", "torch"])
+def test_a_full_disk_is_a_message_and_the_training_goes_on_later(tmp_path, size):
+    """Each of the three libraries that write a checkpoint says it in another way."""
+    with (
+        small_disk(size),
+        pytest.raises(MAWError, match=r"checkpoint-2 could not be written: .*free some"),
+    ):
+        train(encoder(), toy(), tmp_path, SETTINGS)
+    assert last_checkpoint(tmp_path) is None
+    outcome = train(encoder(), toy(), tmp_path, SETTINGS)
+    assert (outcome["steps"], outcome["resumed"]) == (4, False)
 
 
 def test_evaluation_does_not_change_what_training_draws(tmp_path):

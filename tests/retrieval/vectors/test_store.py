@@ -7,15 +7,13 @@ import gzip
 import importlib
 import json
 import os
-import resource
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from toys import WORDS, encoder
+from toys import WORDS, encoder, small_disk
 
 import maw
 from maw.errors import MAWError
@@ -246,6 +244,22 @@ def test_the_environment_says_which_share(monkeypatch):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(MAWError, match="RANK"):
             own_share()
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert own_share() == (1, 2)
+
+
+def test_several_processes_that_became_one_are_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert own_share() == (0, 1), "accelerate launch with one process"
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(MAWError, match="started one: write accelerate launch --multi_gpu"):
+        own_share()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert own_share() == (0, 2)
 
 
 # What is refused
@@ -404,18 +418,15 @@ def test_the_pace_is_checked(pace):
         Pace(**pace)
 
 
+def test_a_corpus_that_cannot_be_used_leaves_no_folder(model, made, tmp_path):
+    corpus = tmp_path / "bad.jsonl"
+    corpus.write_text('{"_id": "a", "text": "x"}\n{"_id": "b", "text": \n')
+    with pytest.raises(MAWError, match=r"bad\.jsonl, line 2: wanted a JSON object"):
+        encode_corpus(model, corpus, tmp_path / "vectors", SETTINGS)
+    assert not (tmp_path / "vectors").exists()
+
+
 # A full disk
-
-
-@contextmanager
-def small_disk(size: int):
-    """No file can become larger; the system says so as it does for a quota."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Texts are compared by their 64-bit hashes (`maw.retrieval.data.texts.hash64`), n
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,7 @@ __all__ = [
     "TRAIN",
     "Judgements",
     "check_ids",
+    "choosing_split",
     "count_split",
     "count_texts",
     "lacking",
@@ -31,6 +33,7 @@ Judgements = Mapping[str, Mapping[str, int]]
 """Query id -> document id -> grade."""
 
 TRAIN = "train"
+_DEVELOPMENT = ("dev", "valid", "val", "validation")
 
 
 def count_texts(texts: Mapping[str, str], form: Callable[[str], str] = str) -> dict[str, int]:
@@ -59,6 +62,24 @@ def count_split(judged: Judgements) -> dict[str, Any]:
         "grades": {str(grade): grades[grade] for grade in sorted(grades)},
         "queries_without_relevant": sum(not any(grade > 0 for grade in row.values()) for row in judged.values()),
     }
+
+
+def choosing_split(splits: Iterable[str]) -> tuple[str, bool] | None:
+    """The split that chooses the best checkpoint of a training, and whether it is reported as well; None without one.
+
+    It is the split dev (or valid, val, validation), which is then not reported. Where there is none, it is the first
+    whose name begins with dev and goes on otherwise, such as MS MARCO's dev/small: reported too, because its figures
+    are what others publish.
+
+    >>> choosing_split(["train", "dev", "test"]), choosing_split(["train", "dev/small", "dl19"])
+    (('dev', False), ('dev/small', True))
+    >>> choosing_split(["train", "development of cities", "test"])
+    """
+    names = list(splits)
+    for name in _DEVELOPMENT:
+        if name in names:
+            return name, False
+    return next(((name, True) for name in names if re.match(r"dev[^a-zA-Z]", name)), None)
 
 
 def lacking(texts: Mapping[str, str], identifiers: Iterable[str]) -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from maw.errors import MAWError
+from maw.progress import tracked
 from maw.retrieval.data.lines import refuse
 from maw.retrieval.data.text_writer import Records, build_store
 from maw.retrieval.data.texts import TextStore, read_manifest
@@ -80,7 +81,7 @@ def hold_texts(
     kept = _kept(folder, origin)
     if kept is not None:
         return kept
-    reading, texts, size = records(), {}, 0
+    reading, texts, size = tracked(records(), "reading texts"), {}, 0
     for identifier, text in reading:
         if identifier in texts:
             repeated(identifier, list(texts).index(identifier), len(texts))

@@ -172,6 +172,19 @@ class RetrievalDataset:
         return tuple(split for split in self.qrels if split != TRAIN)
 
     @property
+    def dev_split(self) -> str | None:
+        """The split that chooses checkpoints (`maw.retrieval.data.checks.choosing_split`), None where there is none."""
+        found = checks.choosing_split(self.evaluation_splits)
+        return None if found is None else found[0]
+
+    @property
+    def reported_splits(self) -> tuple[str, ...]:
+        """What a benchmark reports: the evaluation splits but one that only chooses checkpoints, and unions."""
+        found = checks.choosing_split(self.evaluation_splits)
+        silent = set(self.counts.get("unions", ())) | ({found[0]} if found is not None and not found[1] else set())
+        return tuple(split for split in self.evaluation_splits if split not in silent)
+
+    @property
     def default_split(self) -> str:
         """The split to evaluate on when none is named: test, or the only one; MAWError where there are others."""
         splits = self.evaluation_splits
@@ -239,7 +252,9 @@ class RetrievalDataset:
         """Return what `results.json` says about the data: all but texts and judgements, as plain JSON."""
         named = {"name": self.name, "subset_of": self.subset_of, "licence": self.licence}
         conventions = {"drop_own": self.drop_own, "relevant_grade": dict(self.relevant_grade)}
-        return named | conventions | {"checksums": dict(self.checksums), "counts": dict(self.counts)}
+        choosing = checks.choosing_split(self.evaluation_splits)
+        dev = {"dev": None if choosing is None else dict(zip(("split", "reported"), choosing, strict=True))}
+        return named | conventions | dev | {"checksums": dict(self.checksums), "counts": dict(self.counts)}
 
 
 def load_dataset(spec: str, *, drop_own: bool | None = None) -> RetrievalDataset:

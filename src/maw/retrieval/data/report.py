@@ -34,6 +34,8 @@ def render_report(dataset: RetrievalDataset) -> str:
         shown.append(f"  {number:,} queries dropped from train: an evaluation split has the same text")
     for whole, parts in counts["unions"].items():
         shown.append(f"  {whole} is {' and '.join(parts)} together: a benchmark reports the parts")
+    if "train" in dataset.splits:
+        shown.append(f"  {_choosing(dataset)}")
     for split, number in counts["judged_but_not_in_collection"].items():
         shown.append(f"  {number:,} documents judged in {split} are not in the collection: {_consequence(split)}")
     if number := counts["queries_that_are_documents"]:
@@ -46,6 +48,17 @@ def render_report(dataset: RetrievalDataset) -> str:
         )
     shown.extend(f"  {key}: {value}" for key, value in counts.get("source", {}).items() if value)
     return "\n".join(shown)
+
+
+def _choosing(dataset: RetrievalDataset) -> str:
+    if dataset.dev_split is None:
+        return "no split chooses checkpoints: a training keeps its last epoch"
+    also = dataset.dev_split in dataset.reported_splits
+    return f"{dataset.dev_split} chooses checkpoints" + (
+        " AND is reported: its figures are of the epoch that is best there, those of the other splits are not"
+        if also
+        else ""
+    )
 
 
 def _consequence(split: str) -> str:

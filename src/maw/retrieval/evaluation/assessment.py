@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from maw.errors import MAWError
+from maw.retrieval.aside import write_whole
 from maw.retrieval.data.checks import lacking
 from maw.retrieval.data.judgements import read_judgements
 from maw.retrieval.evaluation.measures import Evaluation, default_measures, evaluate
@@ -158,7 +158,7 @@ def write_per_query(path: Path, evaluation: Evaluation) -> None:
     """Write a table with a line a query and a column a measure, separated by tabs; aside, then renamed.
 
     Raises:
-        MAWError: the folder does not exist.
+        MAWError: the folder does not exist, or the file cannot be written.
     """
     if not path.parent.is_dir():
         raise MAWError(f"the file of values per query needs a folder that exists, got {str(path)!r}: create it first")
@@ -168,12 +168,7 @@ def write_per_query(path: Path, evaluation: Evaluation) -> None:
         for query in evaluation.per_query[names[0]]
     )
     lines = ["\t".join(row) for row in (["query-id", *names], *rows)]
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_whole(path, [("\n".join(lines) + "\n").encode()])
 
 
 def _check_known(path: Path, run: Run, dataset: RetrievalDataset) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentence_transformers.base.evaluation import BaseEvaluator
 
+from maw.errors import MAWError
 from maw.retrieval.evaluation.measures import evaluate
 from maw.retrieval.ranking.dense import dense_runs
 
@@ -20,10 +21,10 @@ METRIC = "nDCG@10"
 
 
 class DevEvaluator(BaseEvaluator):
-    """nDCG@10 on the dev split, over its relevant documents and seeded others.
+    """nDCG@10 on the split that chooses checkpoints, over its relevant documents and seeded others.
 
     Args:
-        dataset: has a split dev.
+        dataset: has such a split (`dev_split`).
         size: documents to search in, if there are so many; all relevant ones are among them, whatever it says.
         seed: another seed chooses other documents beside the relevant ones.
     """
@@ -31,7 +32,9 @@ class DevEvaluator(BaseEvaluator):
     def __init__(self, dataset: RetrievalDataset, size: int, seed: int) -> None:
         super().__init__()
         self.primary_metric = f"dev_{METRIC}"
-        self.queries, self.judged = dataset.evaluation_split("dev")
+        if dataset.dev_split is None:
+            raise MAWError(f"{dataset.name}: wanted a split that chooses checkpoints, such as dev: it has none")
+        self.queries, self.judged = dataset.evaluation_split(dataset.dev_split)
         judged = {document for grades in self.judged.values() for document in grades}
         documents = {document for document in judged if document in dataset.documents}  # some collections lack some
 

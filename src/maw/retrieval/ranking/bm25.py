@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from maw.errors import MAWError
+from maw.progress import counted, tracked
 from maw.retrieval.data.texts import TextStore
 
 __all__ = ["BM25Index", "analyser", "bm25_run"]
@@ -95,6 +96,10 @@ def bm25_run(
     return run
 
 
+PASSES = 3
+"""How often bm25s asks for the words of every document."""
+
+
 class BM25Index:
     """Documents indexed for BM25; see `bm25_run` for the arguments and what they raise.
 
@@ -129,7 +134,8 @@ class BM25Index:
         self._index = bm25s.BM25(k1=k1, b=b, method="lucene") if self._vocabulary else None
         if self._index is not None:
             tokens.order = self._descending
-            self._index.index(tokens, create_empty_token=False, show_progress=show_progress)
+            with counted("BM25: indexing", PASSES * len(tokens)) as tokens.tell:
+                self._index.index(tokens, create_empty_token=False, show_progress=show_progress)
 
     def search(self, text: str, k: int) -> list[tuple[str, float]]:
         """The k best documents and their scores, best first; fewer where fewer have a word of the query."""
@@ -168,6 +174,7 @@ class _Tokens(Sequence[list[int]]):
     def __init__(self, numbers: np.ndarray, ends: np.ndarray, vocabulary: dict[str, int]) -> None:
         self.numbers, self.ends, self.vocab = numbers, ends, vocabulary
         self.order = np.arange(len(ends) - 1)
+        self.tell: Callable[[int], None] = lambda documents: None
 
     @property
     def ids(self) -> _Tokens:
@@ -178,13 +185,16 @@ class _Tokens(Sequence[list[int]]):
 
     def __getitem__(self, place: Any) -> Any:
         document = self.order[place]
+        self.tell(1)
         return self.numbers[int(self.ends[document]) : int(self.ends[document + 1])].tolist()
 
 
 def _progress(items: Iterable[Item], total: int, description: str, show: bool) -> Iterable[Item]:
-    from rich.progress import track
+    if show:
+        from rich.progress import track
 
-    return track(items, description=description, total=total, disable=not show)
+        return track(items, description=description, total=total)
+    return tracked(items, description, total)
 
 
 def analyser() -> Callable[[str], list[str]]:

@@ -6,7 +6,8 @@ scored. Vectors that are to be searched again belong into a store: `maw.retrieva
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maw.errors import MAWError
+from maw.progress import counted
 from maw.retrieval.data.texts import TextStore
 from maw.retrieval.ranking.runs import Run, rank_documents
 from maw.retrieval.ranking.search import search
@@ -36,6 +38,7 @@ def encode(
     batch_size: int = 64,
     show_progress: bool = False,
     first: int = 0,
+    tell: Callable[[int], None] | None = None,
 ) -> Float[Tensor, "n M"]:
     """One vector a text, in the order given, on the model's device; unit length where the model compares by cosine.
 
@@ -46,18 +49,23 @@ def encode(
         batch_size: texts a forward; texts of like length go together.
         show_progress: whether to draw a progress bar.
         first: the number of the first text, for the message.
+        tell: told the number of texts of every batch; None counts these texts alone (`maw.progress`).
 
     Raises:
         MAWError: the model gave a vector that is not finite.
     """
     function = model.encode_query if kind == "query" else model.encode_document
-    vectors = function(
-        list(texts),
-        batch_size=batch_size,
-        show_progress_bar=show_progress,
-        convert_to_tensor=True,
-        normalize_embeddings=model.similarity_fn_name in (None, "cosine"),
-    )
+    with (
+        counted("encoding queries" if kind == "query" else "encoding documents", len(texts)) as own,
+        _batches_told(model, batch_size, tell or own),
+    ):
+        vectors = function(
+            list(texts),
+            batch_size=batch_size,
+            show_progress_bar=show_progress,
+            convert_to_tensor=True,
+            normalize_embeddings=model.similarity_fn_name in (None, "cosine"),
+        )
     vectors = vectors.float()
     if not bool(torch.isfinite(vectors).all()):
         row = int((~torch.isfinite(vectors).all(dim=1)).nonzero()[0]) + first
@@ -65,6 +73,22 @@ def encode(
             f"the model's vector of {kind} {row} is not finite: its weights are damaged, or training diverged"
         )
     return vectors
+
+
+@contextmanager
+def _batches_told(model: SentenceTransformer, batch_size: int, tell: Callable[[int], None]) -> Generator[None]:
+    """Call `tell` after every batch that the model's first module has taken."""
+
+    def told(module: Any, arguments: tuple[Any, ...], result: Any) -> None:
+        features = arguments[0]
+        mask = features.get("attention_mask") if isinstance(features, Mapping) else None
+        tell(batch_size if mask is None else len(mask))
+
+    hook = model[0].register_forward_hook(told)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def dense_runs(
@@ -95,11 +119,12 @@ def dense_runs(
     query_vectors = encode(model, texts, "query", batch_size=batch_size)
 
     def encoded(begin: int, end: int) -> Tensor:
-        texts = read(begin, end)
-        return encode(model, texts, "document", batch_size=batch_size, show_progress=show_progress, first=begin)
+        options: dict[str, Any] = {"batch_size": batch_size, "show_progress": show_progress}
+        return encode(model, read(begin, end), "document", **options, first=begin, tell=tell)
 
     vectors = _Encoded((len(document_ids), query_vectors.shape[-1]), encoded)
-    scores, indices = search(query_vectors, vectors, k, document_chunk=BLOCK)
+    with counted("encoding documents", len(document_ids)) as tell:
+        scores, indices = search(query_vectors, vectors, k, document_chunk=BLOCK)
     runs, begin = {}, 0
     for split, texts in queries.items():
         end = begin + len(texts)

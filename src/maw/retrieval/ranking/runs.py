@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from maw.errors import MAWError
+from maw.retrieval.aside import write_whole
 from maw.retrieval.ranking.run_lines import run_lines
 
 if TYPE_CHECKING:
@@ -151,13 +152,7 @@ def write_run(path: str | os.PathLike[str], run: Run, tag: str, *, layout: Liter
             score = float(run[query][document])
             trec = f"{query} Q0 {document} {rank} {score!r} {tag}\n"
             lines.append(trec if layout == "trec" else f"{query}\t{document}\t{rank}\n")
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with aside.open("w", encoding="utf-8", newline="\n") as file:
-            file.writelines(lines)
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_whole(target, (line.encode() for line in lines))
 
 
 def read_run(path: str | os.PathLike[str], *, ties: Literal["rank", "score"] = "rank") -> dict[str, dict[str, float]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from maw.errors import MAWError
+from maw.progress import counted, tracked
 from maw.retrieval.data.checks import lacking
 from maw.retrieval.data.texts import TextStore
 
@@ -70,7 +71,7 @@ def _bm25(
     from maw.retrieval.ranking.bm25 import BM25Index
 
     index = BM25Index(dataset.documents, k1=settings.k1, b=settings.b)
-    for query in judged:
+    for query in tracked(judged, "negatives: queries", len(judged)):
         score, positives = index.scores(dataset.queries[query]), sorted(relevant_to(query))
         best = max(float(score[place]) for place in index.places(positives))
         yield query, Candidates(index.best(score, settings.depth + len(positives)), best)
@@ -95,13 +96,14 @@ def _dense(
     score = asked.new_empty(len(queries), 0)
     place = torch.empty(len(queries), 0, dtype=torch.int64, device=asked.device)
     names, text_at = _descending(dataset.documents)
-    for begin in range(0, len(names), DOCUMENTS_AT_ONCE):
-        texts = [text_at(number) for number in range(begin, min(begin + DOCUMENTS_AT_ONCE, len(names)))]
-        vectors = encode(model, texts, "document", batch_size=settings.batch_size)
-        more, where = search(asked, vectors, wanted)
-        score, order = torch.cat([score, more], dim=1).sort(dim=1, descending=True, stable=True)
-        place = torch.cat([place, where + begin], dim=1).gather(1, order)[:, :wanted]
-        score = score[:, :wanted]
+    with counted("negatives: documents", len(names)) as tell:
+        for begin in range(0, len(names), DOCUMENTS_AT_ONCE):
+            texts = [text_at(number) for number in range(begin, min(begin + DOCUMENTS_AT_ONCE, len(names)))]
+            vectors = encode(model, texts, "document", batch_size=settings.batch_size, tell=tell)
+            more, where = search(asked, vectors, wanted)
+            score, order = torch.cat([score, more], dim=1).sort(dim=1, descending=True, stable=True)
+            place = torch.cat([place, where + begin], dim=1).gather(1, order)[:, :wanted]
+            score = score[:, :wanted]
     best = _best_positives(dataset, positives, model, settings) if settings.has_margin else {}
     for row, query in enumerate(queries):
         found = zip(place[row].tolist(), score[row].tolist(), strict=True)
@@ -131,7 +133,7 @@ def _given(
             yield query, Candidates([(name, None) for name in names], None)
         return
     best = _best_positives(dataset, {query: relevant_to(query) for query in judged}, model, settings)
-    for query, names in found.items():
+    for query, names in tracked(found.items(), "negatives: queries", len(found)):
         scores = _similarities(dataset, [(query, name) for name in names], model, settings)
         yield query, Candidates(list(zip(names, scores, strict=True)), best[query])
 
@@ -144,7 +146,7 @@ def _read_given(
         raise MAWError(f"wanted the file of negatives {file}, but it is not there: check the path")
     of_train, known = 0, 0
     taken: dict[str, set[str]] = {}
-    for columns in _columns(file):
+    for columns in tracked(_columns(file), f"reading {file.name}: lines"):
         query, document = columns[0], columns[1 if len(columns) in (2, 4) else 2]
         if query not in found:
             continue

@@ -12,17 +12,20 @@ import importlib.metadata
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
 from sentence_transformers import SentenceTransformerTrainingArguments
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback
 
 from maw.errors import MAWError
 from maw.hf.attach import carried, maw_layers
+from maw.progress import showing
 from maw.retrieval.evaluation.development import METRIC, DevEvaluator
 from maw.retrieval.models import fingerprint
 from maw.retrieval.training.batches import Batches, TrainingTexts
@@ -35,7 +38,8 @@ from maw.retrieval.training.checkpoints import (
 from maw.retrieval.training.losses import AuxiliaryLoss, contrastive_loss
 from maw.retrieval.training.rows import find_negatives, with_negatives
 from maw.retrieval.training.settings import TrainingSettings
-from maw.retrieval.training.trainer import Checkpoints, Progress, Trainer
+from maw.retrieval.training.steps import Progress
+from maw.retrieval.training.trainer import Checkpoints, Trainer
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -62,12 +66,12 @@ def train(
 
     Args:
         model: the encoder, with or without MAW, with or without LoRA.
-        dataset: needs a train split; a dev split chooses the best epoch, without one the last epoch stays.
+        dataset: needs a train split; its `dev_split` chooses the best epoch, without one the last epoch stays.
         folder: checkpoints and TensorBoard logs go here; a training that was killed there is resumed.
         settings: how to train.
         negatives: query id -> ids of its hard negatives, best first; None finds those that the settings ask for.
         log_file: one JSON object a log entry; None is `folder/log.jsonl`.
-        show_progress: whether to draw a progress bar.
+        show_progress: whether to show how far it is where nobody does yet (`maw.progress.showing`).
 
     Returns:
         steps, pairs, processes, the best dev metric, whether it was resumed, the seed of every draw, the selectors'
@@ -78,8 +82,8 @@ def train(
             checkpoint of another training in the folder, or a loss that is not finite.
     """
     pairs = dataset.training_pairs(settings.positives_per_query, settings.seed)
-    has_dev = "dev" in dataset.splits
-    arguments = _arguments(model, folder, settings, has_dev=has_dev, show_progress=show_progress)
+    has_dev = dataset.dev_split is not None
+    arguments = _arguments(model, folder, settings, has_dev=has_dev)
     rank, processes = arguments.process_index, arguments.world_size  # known from here on
     _check_batch(dataset.name, len(pairs), settings.batch_size, processes)
     if negatives is not None and not settings.hard_negatives:
@@ -117,12 +121,12 @@ def train(
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    if show_progress:
-        trainer.add_callback(Progress)
+    trainer.add_callback(Progress)
     seeds = [settings.seed + 1_000_003 * process for process in range(processes)]
     if rank > 0:  # the trainer seeds all processes alike, which would give them the same noise
         torch.manual_seed(seeds[rank])
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with showing(Console()) if show_progress else nullcontext():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.check_loss()
     trainer.finish()
     for layer in maw_layers(model):
@@ -148,7 +152,7 @@ def train(
 
 
 def _arguments(
-    model: SentenceTransformer, folder: Path, settings: TrainingSettings, *, has_dev: bool, show_progress: bool
+    model: SentenceTransformer, folder: Path, settings: TrainingSettings, *, has_dev: bool
 ) -> SentenceTransformerTrainingArguments:
     layers = [layer for layer in carried(model) if any(p.requires_grad for p in layer.parameters())]
     on_gpu = model.device.type == "cuda"
@@ -170,7 +174,7 @@ def _arguments(
         metric_for_best_model=f"eval_dev_{METRIC}" if has_dev else None,
         greater_is_better=True,
         report_to=["tensorboard"],
-        disable_tqdm=not show_progress,
+        disable_tqdm=True,
         dataloader_pin_memory=on_gpu,
         dataloader_drop_last=True,  # says nothing of our own batches, whose shares are equal
     )

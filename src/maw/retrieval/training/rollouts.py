@@ -88,7 +88,7 @@ class Rollouts:
         first = next(place for place, block in enumerate(blocks) if maw_layers(block))
         self.below = blocks[:first]
         self.features: list[Column] = []
-        """What the model was given, forward by forward; beside it its vectors, what the layers below made, the choices."""
+        """What the model was given, forward by forward; beside it its vectors, what the layers below made, choices."""
         self.vectors: list[Tensor] = []
         self.kept: list[Any] = []
         self.chosen: list[list[tuple[Choice, Tensor | None]]] = []

@@ -28,11 +28,12 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from maw.collapse import Finding, Watch
 from maw.errors import MAWError
 from maw.hf.attach import maw_layers
+from maw.retrieval.aside import saying_that_the_disk_is_full
 from maw.retrieval.training.batches import Batches, Collator, chained
 from maw.retrieval.training.checkpoints import checkpoint, mark_whole, remove_checkpoint, remove_checkpoints
 from maw.retrieval.training.losses import AuxiliaryLoss
@@ -41,7 +42,7 @@ from maw.retrieval.training.probe import probe
 if TYPE_CHECKING:
     from maw.module import DepthAttention
 
-__all__ = ["Checkpoints", "Progress", "Trainer", "logged_findings"]
+__all__ = ["Checkpoints", "Trainer", "logged_findings"]
 
 PROBE_EVERY = 25
 """Steps between two probes of the model, at least; the trained model is probed in any case."""
@@ -139,9 +140,10 @@ class Trainer(SentenceTransformerTrainer):
         if self.is_world_process_zero():
             remove_checkpoint(path)
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(*args, **kwargs)
-        if samples := self.loss.samples():
-            save_file({name: tensor.contiguous() for name, tensor in samples.items()}, self._samples_file(path))
+        with saying_that_the_disk_is_full(path):
+            super()._save_checkpoint(*args, **kwargs)
+            if samples := self.loss.samples():
+                save_file({name: tensor.contiguous() for name, tensor in samples.items()}, self._samples_file(path))
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             mark_whole(path, self.args.world_size)
@@ -265,15 +267,6 @@ class Checkpoints(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log what there is before the epoch is saved."""
         control.should_log = True
-
-
-class Progress(ProgressCallback):
-    """The trainer's progress bar with the loss beside it instead of printed dictionaries."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """The loss."""
-        if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -123,7 +124,8 @@ def encode_corpus(
     encoder = ShardEncoder(model, source, folder, pace)
     waited, documents = 0.0, 0
     with encoder.tokenising() as executor:
-        plan = settle(folder, source, about, settings.of(model), executor, ahead=encoder.ahead)
+        with _left_as_found(folder):
+            plan = settle(folder, source, about, settings.of(model), executor, ahead=encoder.ahead)
         _check_room(folder, plan)
         numbers = range(share[0], len(plan.shards), share[1])
         todo = _missing(folder, plan, numbers, whole=True)
@@ -176,6 +178,18 @@ def _make_folder(folder: Path) -> None:
         refuse_writing(folder, error)
     remove_parts(folder)
     remove_parts(folder / "shards")
+
+
+@contextmanager
+def _left_as_found(folder: Path) -> Generator[None]:
+    """Remove the folder again if it cannot be begun: nothing is in it then."""
+    try:
+        yield
+    except MAWError:
+        with suppress(OSError):  # others write there, or it holds shards already
+            (folder / "shards").rmdir()
+            folder.rmdir()
+        raise
 
 
 def _width(model: SentenceTransformer) -> int:

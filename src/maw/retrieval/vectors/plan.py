@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from maw.errors import MAWError
+from maw.progress import counted
 from maw.retrieval.aside import Checked, read_json, write_json, write_whole
 from maw.retrieval.data.corpus_file import Block, CorpusFile
 from maw.retrieval.vectors.ahead import map_ahead
@@ -153,13 +154,15 @@ def _survey(
         ids.clear()
 
     begin = 0
-    for part, length in map_ahead(executor, _look, _sized(corpus, size, digest), ahead):
-        ids += part
-        rows += len(part)
-        offset += length
-        if len(ids) == size:
-            finish()
-            begin = offset
+    with counted(f"reading {corpus.path.name}: documents") as tell:
+        for part, length in map_ahead(executor, _look, _sized(corpus, size, digest), ahead):
+            tell(len(part))
+            ids += part
+            rows += len(part)
+            offset += length
+            if len(ids) == size:
+                finish()
+                begin = offset
     if ids:
         finish()
     if not rows:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maw.errors import MAWError
+from maw.progress import tracked
 from maw.retrieval.aside import check_file
 from maw.retrieval.vectors.plan import Plan, shard_file
 
@@ -146,5 +147,6 @@ def _check(folder: Path, plan: Plan, *, whole: bool) -> None:
         files.append((shard_file(folder, number, "npy"), shard["vectors"], f"Delete {record} and {again}"))
         files.append((shard_file(folder, number, "ids.txt"), shard["ids"], files[0][2]))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(lambda file: check_file(*file, whole=whole), files):
+        checked = pool.map(lambda file: check_file(*file, whole=whole), files)
+        for _ in tracked(checked, f"checking {folder}: files", len(files)):
             pass

@@ -6,7 +6,7 @@ Equal scores are ordered by descending document id, at the k-th place too: the r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maw.errors import MAWError
+from maw.progress import counted
 from maw.retrieval.aside import write_whole
 from maw.retrieval.data.corpus_file import CorpusFile
 from maw.retrieval.ranking.dense import encode
@@ -91,7 +92,8 @@ def search_vectors(
     vectors: Float[Tensor, "queries width"], store: VectorStore, names: list[str], k: int, *, drop_own: bool = False
 ) -> Iterator[tuple[str, list[Hit]]]:
     """Search for queries that are encoded already; see `search_store`."""
-    scores, positions = search(vectors, store, k + drop_own, order=store.order)
+    with counted("searching documents", len(store)) as tell:
+        scores, positions = search(vectors, _Told(store, tell), k + drop_own, order=store.order)
     score, position = scores.cpu().numpy(), positions.cpu().numpy()
     for begin in range(0, len(names), TOGETHER):
         part = slice(begin, begin + TOGETHER)
@@ -100,6 +102,20 @@ def search_vectors(
         for name, *row in zip(names[part], *columns, strict=True):
             found = [Hit(*hit) for hit in zip(*row, strict=True)]
             yield name, [hit for hit in found if hit.document != name][:k] if drop_own else found
+
+
+class _Told:
+    """The rows of a store; says how many have been asked for."""
+
+    ndim = 2
+
+    def __init__(self, store: VectorStore, tell: Callable[[int], None]) -> None:
+        self.store, self.tell, self.shape = store, tell, store.shape
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        part = self.store[rows]
+        self.tell(len(part))
+        return part
 
 
 def text_of(store: VectorStore, corpus: CorpusFile, hit: Hit) -> str:
