@@ -60,15 +60,18 @@ def maw_attention(
     def attend(transformed: Tensor, *, added: Tensor | None = None) -> Any:
         mask = attention_mask
         if added is not None:
-            # SDPA is causal by a flag only while there is no mask
-            causal = name == "sdpa" and mask is None and options.get("is_causal", getattr(module, "is_causal", True))
-            if causal:
+            if mask is None and name == "sdpa" and _is_causal(module, options.get("is_causal")):
                 mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()[None, None]
             mask = with_added(mask, added)
         return host_attention(module, transformed, key, value, mask, scaling=scaling, **options)
 
     maw = cast("nn.Module", module.maw)
     return maw(query, key, value, key_mask(attention_mask, batch, keys), attend=attend)
+
+
+def _is_causal(module: nn.Module, given: bool | None) -> bool:
+    """Whether SDPA without a mask is causal in this layer; it would forget that once there is something to add."""
+    return bool(getattr(module, "is_causal", True)) if given is None else given
 
 
 def check_implementation(name: str | None, allowed: tuple[str, ...] = IMPLEMENTATIONS) -> None:
