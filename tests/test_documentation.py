@@ -189,6 +189,15 @@ def test_names_in_the_notation_table_are_in_the_code():
     assert named - identifiers() == set()
 
 
+def test_the_table_of_rewards_is_whole():
+    from typing import get_args
+
+    from maw.config import Reward
+
+    rows = re.findall(r"^\| `(\w+)`(?: \(default\))? \|", text_of(ROOT / "docs" / "reward.md"), flags=re.MULTILINE)
+    assert [*rows] == ["reward", *get_args(Reward)]
+
+
 def resolve(name):
     """Import the longest module in a dotted name and follow the rest."""
     parts = name.split(".")

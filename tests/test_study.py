@@ -1,4 +1,4 @@
-"""The study (`benchmarks/study`): its plan, a few of its runs on made-up texts, and its tables from the files it left."""
+"""The study (`benchmarks/study`): its plan, two of its runs on made-up texts, and its tables from the files it left."""
 
 from __future__ import annotations
 
