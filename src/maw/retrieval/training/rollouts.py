@@ -1,16 +1,17 @@
 """The retrieval reward: what the ranking loses or gains when a text is encoded with one depth alone.
 
-    r[b, m] = log softmax_n( s * cos(e(text_b; d_m), candidate_n) )[n = b]
+    r[b,m] = similarity_scale cos(rolled_out[b,m], partner[b])
+             - log sum_candidates exp(similarity_scale cos(rolled_out[b,m], candidate))                       (9)
 
-e(text_b; d_m) is the vector of text b when every MAW layer has all its weight on the m-th depth it chose for b. The
+rolled_out[b,m] is the vector of text b when every MAW layer has all its weight on the m-th depth it chose for b. The
 candidates are the other side of the batch, as the training loss saw them: for a query all documents, hard negatives
-too; for a relevant document the queries. That of row b is the text's partner. s is the loss's factor on cosines. Hard
-negatives have no partner; nothing is learned from their choices.
+too; for a relevant document the queries. That of row b is the text's partner. Hard negatives have none; nothing is
+learned from their choices.
 
-The layers below the first one with MAW run once: their output is kept from the training forward, and in a rollout they
-hand it on. All G rollouts of a column are one forward without gradient, in evaluation mode.
+The layers below the first one with MAW run once: their output is kept from the training forward and handed on. All
+texts of a column are rolled out in one forward without gradient, in evaluation mode.
 
-Source: method.md section 4.
+Source: method.md section 4, (9).
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ def wants_rollouts(layers: Sequence[DepthAttention]) -> bool:
 
 
 def retrieval_reward(
-    rolled_out: Float[Tensor, "B G M"], candidates: Float[Tensor, "N M"], *, scale: float
+    rolled_out: Float[Tensor, "B G M"], candidates: Float[Tensor, "candidates M"], *, scale: float
 ) -> Float[Tensor, "B G"]:
     """The log-likelihood of each text's partner among all candidates, for G vectors of each text.
 
     Args:
         rolled_out: G vectors a text, (B, G, M).
-        candidates: the vectors of the other side, (N, M) with N >= B; the partner of text b is in row b.
-        scale: s.
+        candidates: the vectors of the other side, at least B; the partner of text b is in row b.
+        scale: the training loss's factor on cosines.
 
     Returns:
         (B, G), in float32.
