@@ -44,8 +44,8 @@ VIEW_SPREAD = 1e-4
 
 ADVICE: dict[str, str] = {
     "policy collapse": (
-        "lower auxiliary_weight or MAW's learning rate, or raise kl_weight or entropy_weight; raise tau where the task's "
-        "own loss drives it"
+        "lower auxiliary_weight or MAW's learning rate, or raise kl_weight or entropy_weight; raise tau where the "
+        "task's own loss drives it"
     ),
     "dead depths": "lower auxiliary_weight, raise entropy_weight, or use fewer depths (depth)",
     "uniform hedging": (

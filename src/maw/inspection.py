@@ -183,9 +183,9 @@ def inspect(
     Source: method.md (1) to (6) and section 1, readings.
     """
     if not maw_layers(model):
-        control = next((f"the control {layer.config.mechanism!r}" for layer in carried(model)), "no MAW layer")
+        found = next((f"the control {layer.config.mechanism!r}" for layer in carried(model)), "no MAW layer")
         raise MAWError(
-            f"this model has {control}, so it has no depths to look at: train one with MAW (maw train --variant "
+            f"this model has {found}, so it has no depths to look at: train one with MAW (maw train --variant "
             "maw-lora --output FOLDER), or call maw.attach(model) first"
         )
     _check_texts(texts)

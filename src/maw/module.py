@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maw import compiled
 from maw.auxiliary import GradientScale, add_gradient, in_backward
-from maw.choice import Choice, choose, rollout_loss
+from maw.choice import Choice, choose, keep_until_rewarded, rollout_loss
 from maw.config import MAWConfig
 from maw.errors import MAWError
 from maw.kernels import use_triton
@@ -155,11 +155,11 @@ class DepthAttention(nn.Module):
         if choice is None:
             return query_transformed
         if self.config.reward == "retrieval":
-            self._wait_for_reward(choice, None)
+            keep_until_rewarded(self.pending, choice, None, kind=self.config.reward)
             return query_transformed
         reward = self._reward(query.detach(), key.detach(), mask, choice.depth_index, operations)
         if self.config.reward == "sum":
-            self._wait_for_reward(choice, reward)
+            keep_until_rewarded(self.pending, choice, reward, kind=self.config.reward)
             return query_transformed
         return self._with_auxiliary(query_transformed, choice, reward)
 
@@ -196,27 +196,6 @@ class DepthAttention(nn.Module):
     ) -> Tensor:
         views = self.query_views, self.key_views
         return entropy_reward(query, key, *views, depth_index, scale=self.scale, mask=mask, operations=operations)
-
-    def _wait_for_reward(self, choice: Choice, reward: Tensor | None) -> None:
-        """Keep a choice until the model's output says what it was worth (`maw.retrieval.training.rollouts`)."""
-        kind = self.config.reward
-        if torch.compiler.is_compiling():
-            raise MAWError(
-                f"reward={kind!r} needs choices that a compiled graph does not keep: do not compile the model, or take "
-                "reward='entropy'"
-            )
-        if in_backward():
-            raise MAWError(
-                f"reward={kind!r} needs every layer to run once, and gradient checkpointing runs it again in backward: "
-                "switch it off, or take reward='entropy'"
-            )
-        if self.pending is not None:
-            self.pending.append((choice, reward))
-        elif torch.is_grad_enabled():
-            raise MAWError(
-                f"with reward={kind!r} the policy learns from the finished vectors, and nothing waits for them here: "
-                "wrap the training loss in maw.retrieval.training.losses.AuxiliaryLoss, or take reward='entropy'"
-            )
 
     def settle(self, choice: Choice, reward: Tensor) -> Tensor:
         """The auxiliary loss per text, (B,), of a choice whose whole reward is known; recorded for `collect`."""
