@@ -27,8 +27,16 @@ LARGEST_DEPTH = 4096
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     # The specification's snippets to the letter: identical slices, no scale, one sampled depth whose baseline is the
-    # value network, and Gumbel-Softmax at its usual temperature.
-    "literal": {"views": "ones", "train_views": False, "scale": 1.0, "tau": 1.0, "group_size": 1, "advantage": "none"},
+    # value network, no KL, and Gumbel-Softmax at its usual temperature.
+    "literal": {
+        "views": "ones",
+        "train_views": False,
+        "scale": 1.0,
+        "tau": 1.0,
+        "group_size": 1,
+        "advantage": "none",
+        "kl_weight": 0.0,
+    },
 }
 
 
