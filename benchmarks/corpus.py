@@ -59,7 +59,7 @@ def write_folder(folder: Path, passages: int) -> None:
 
 def read(folder: Path) -> dict[str, float]:
     """Load the data set as `maw` does."""
-    from maw.retrieval.data.datasets import load_dataset
+    from maw.retrieval.data.loading import load_dataset
 
     start = time.perf_counter()
     data = load_dataset(f"msmarco:{folder}")
@@ -68,7 +68,7 @@ def read(folder: Path) -> dict[str, float]:
 
 def again(folder: Path) -> dict[str, float]:
     """Load what was kept, find texts, read all."""
-    from maw.retrieval.data.datasets import load_dataset
+    from maw.retrieval.data.loading import load_dataset
     from maw.retrieval.data.texts import TextStore
 
     start = time.perf_counter()

@@ -33,7 +33,7 @@ from sentence_transformers import SentenceTransformer
 import maw
 from maw.benchmark.resources import Cost, measure
 from maw.commands import quiet_libraries
-from maw.retrieval.data.datasets import load_dataset
+from maw.retrieval.data.loading import load_dataset
 from maw.retrieval.models import choose_own_device, load_encoder
 from maw.retrieval.processes import leave, process_index, processes
 from maw.retrieval.training.fine_tuning import train

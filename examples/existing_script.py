@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 import maw  # MAW
-from maw.retrieval.data.datasets import load_dataset
+from maw.retrieval.data.loading import load_dataset
 from maw.retrieval.models import packaged_encoder
 from maw.retrieval.training.losses import AuxiliaryLoss  # MAW
 

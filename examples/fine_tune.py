@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import maw
-from maw.retrieval.data.datasets import load_dataset
+from maw.retrieval.data.loading import load_dataset
 from maw.retrieval.evaluation.assessment import assess_model
 from maw.retrieval.models import choose_device, load_encoder
 from maw.retrieval.training.fine_tuning import train

@@ -18,7 +18,7 @@ import maw
 from maw import grpo
 from maw.hf.attach import maw_layers
 from maw.reference import depth_last, expand_key, expand_query, score_slices
-from maw.retrieval.data.datasets import load_dataset
+from maw.retrieval.data.loading import load_dataset
 from maw.retrieval.models import packaged_encoder
 from maw.selector import token_mean
 

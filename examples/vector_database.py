@@ -15,7 +15,7 @@ import lancedb
 import pyarrow.parquet as pq
 
 import maw
-from maw.retrieval.data.datasets import load_dataset
+from maw.retrieval.data.loading import load_dataset
 from maw.retrieval.models import choose_device, load_encoder
 from maw.retrieval.vectors.corpus_encoding import EncodingSettings, encode_corpus
 from maw.retrieval.vectors.parquet_export import export_parquet

@@ -33,7 +33,7 @@ def small_folder(folder):
     """A few docstrings and functions of the standard library, written in BEIR's layout."""
     import json
 
-    from maw.retrieval.data.datasets import load_dataset
+    from maw.retrieval.data.loading import load_dataset
 
     data = load_dataset("pydocs").subset(train_pairs=16, documents=40, test_queries=4, dev_queries=4)
     (folder / "qrels").mkdir(parents=True)

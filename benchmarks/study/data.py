@@ -16,7 +16,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from maw.retrieval.data.datasets import RetrievalDataset, load_dataset
+from maw.retrieval.data.dataset import RetrievalDataset
+from maw.retrieval.data.loading import load_dataset
 
 __all__ = ["DOMAINS", "POOL", "Domain", "Tokens", "domain", "encode", "training_set"]
 

@@ -78,7 +78,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
 def _say_plan(runner: Runner, out: Output, *, dry_run: bool) -> None:
     """What is to do, for how long, and where it goes."""
     from maw.benchmark.plan import estimate_seconds
-    from maw.retrieval.data.datasets import render_report
+    from maw.retrieval.data.report import render_report
 
     benchmark, pending = runner.benchmark, runner.pending()
     seconds = estimate_seconds(benchmark, pending, runner.dataset, runner.encoder)
@@ -138,7 +138,8 @@ def _(command: TrainCommand, words: Sequence[str]) -> int:
 
 @execute.register
 def _(command: EvaluateCommand, words: Sequence[str]) -> int:
-    from maw.retrieval.data.datasets import load_dataset, render_report
+    from maw.retrieval.data.loading import load_dataset
+    from maw.retrieval.data.report import render_report
     from maw.retrieval.evaluation.assessment import assess_model, assess_run, write_per_query
     from maw.retrieval.evaluation.measures import split_measures
     from maw.retrieval.ranking.runs import write_run
@@ -208,7 +209,8 @@ def _(command: SearchCommand, words: Sequence[str]) -> int:
 
 @execute.register
 def _(command: DataCommand, words: Sequence[str]) -> int:
-    from maw.retrieval.data.datasets import load_dataset, render_report
+    from maw.retrieval.data.loading import load_dataset
+    from maw.retrieval.data.report import render_report
 
     with speaking(as_json=command.json) as out:
         dataset = load_dataset(command.dataset)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from maw.benchmark.variants import Variant
     from maw.cli import TrainCommand
-    from maw.retrieval.data.datasets import RetrievalDataset
+    from maw.retrieval.data.dataset import RetrievalDataset
     from maw.retrieval.training.settings import TrainingSettings
 
 __all__ = ["train"]
@@ -26,7 +26,8 @@ def train(command: TrainCommand, dataset_name: str) -> int:
     from maw.benchmark.tuning import save_model, tune
     from maw.benchmark.variants import VARIANTS
     from maw.collapse import Finding
-    from maw.retrieval.data.datasets import load_dataset, render_report
+    from maw.retrieval.data.loading import load_dataset
+    from maw.retrieval.data.report import render_report
     from maw.retrieval.models import choose_own_device, load_encoder
     from maw.retrieval.processes import first_process_first, leave, process_index
     from maw.retrieval.training.settings import TrainingSettings

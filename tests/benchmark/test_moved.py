@@ -16,7 +16,7 @@ from maw.benchmark.moved import write_moved
 from maw.benchmark.per_query import Pair, pair, read_per_query
 from maw.benchmark.statistics import bootstrap_interval
 from maw.errors import MAWError
-from maw.retrieval.data.datasets import load_dataset
+from maw.retrieval.data.loading import load_dataset
 from maw.retrieval.ranking.runs import ranked, read_run
 
 

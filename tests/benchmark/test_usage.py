@@ -10,7 +10,7 @@ from maw.benchmark.usage import depth_usage
 from maw.config import MAWConfig
 from maw.hf.attach import attach, maw_layers
 from maw.inspection import inspect
-from maw.retrieval.data.datasets import load_dataset
+from maw.retrieval.data.loading import load_dataset
 from maw.retrieval.models import choose_device, load_encoder
 
 

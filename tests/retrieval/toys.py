@@ -11,7 +11,7 @@ import torch
 from transformers import BertModel
 
 import maw
-from maw.retrieval.data.datasets import RetrievalDataset
+from maw.retrieval.data.dataset import RetrievalDataset
 from maw.retrieval.models import choose_device, load_encoder
 from maw.retrieval.training.settings import TrainingSettings
 

@@ -15,7 +15,7 @@ from maw.benchmark.per_query import Pair, PerQuery, pair, read_per_query
 from maw.retrieval.training.checkpoints import write_aside
 
 if TYPE_CHECKING:
-    from maw.retrieval.data.datasets import RetrievalDataset
+    from maw.retrieval.data.dataset import RetrievalDataset
 
 __all__ = ["FILE", "SCHEMA", "check_entry", "cut", "write_moved"]
 

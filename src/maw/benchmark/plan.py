@@ -15,7 +15,7 @@ from maw.errors import MAWError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from maw.retrieval.data.datasets import RetrievalDataset
+    from maw.retrieval.data.dataset import RetrievalDataset
     from maw.retrieval.training.settings import TrainingSettings
 
 __all__ = [

@@ -38,7 +38,7 @@ from maw.retrieval.training.checkpoints import remove_checkpoints, write_aside
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from maw.retrieval.data.datasets import RetrievalDataset
+    from maw.retrieval.data.dataset import RetrievalDataset
     from maw.retrieval.ranking.runs import Run as Ranking
 
 __all__ = ["Runner", "load_benchmark_dataset"]
@@ -49,7 +49,7 @@ MARKER = "benchmark.json"
 
 def load_benchmark_dataset(benchmark: Benchmark) -> RetrievalDataset:
     """The data set, cut to the preset."""
-    from maw.retrieval.data.datasets import load_dataset
+    from maw.retrieval.data.loading import load_dataset
 
     dataset = load_dataset(benchmark.dataset, drop_own=benchmark.drop_own or None)
     subset = PRESETS[benchmark.preset]["subset"]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from maw.benchmark.variants import Variant
     from maw.config import MAWConfig
-    from maw.retrieval.data.datasets import RetrievalDataset
+    from maw.retrieval.data.dataset import RetrievalDataset
 
 __all__ = ["Tuned", "prepare", "save_model", "tune"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from maw.module import DepthAttention
-    from maw.retrieval.data.datasets import RetrievalDataset
+    from maw.retrieval.data.dataset import RetrievalDataset
 
 __all__ = ["TEXTS", "depth_usage"]
 

@@ -20,7 +20,9 @@ from toys import encoder
 from maw.cli import main
 from maw.errors import MAWError
 from maw.retrieval.data import corpora
-from maw.retrieval.data.datasets import RetrievalDataset, load_dataset, render_report
+from maw.retrieval.data.dataset import RetrievalDataset
+from maw.retrieval.data.loading import load_dataset
+from maw.retrieval.data.report import render_report
 
 DOCUMENTS = {"d1": ("A river", "It runs."), "d2": ("", "The mill stands."), "d3": ("Stars", "They shine.")}
 QUERIES = {"q1": "what runs", "q2": "what stands", "q3": "what shines", "d3": "Stars They shine."}

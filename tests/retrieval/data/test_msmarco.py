@@ -11,7 +11,9 @@ import pytest
 
 from maw.errors import MAWError
 from maw.retrieval.data import corpora
-from maw.retrieval.data.datasets import RetrievalDataset, load_dataset, render_report
+from maw.retrieval.data.dataset import RetrievalDataset
+from maw.retrieval.data.loading import load_dataset
+from maw.retrieval.data.report import render_report
 
 FILES = {
     "collection.tsv": ["0\tA river runs.", "7\tThe mill stands.", "12\tA river runs.", "3\t"],

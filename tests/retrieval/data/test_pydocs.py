@@ -14,7 +14,9 @@ import pytest
 
 from maw.errors import MAWError
 from maw.retrieval.data import pydocs
-from maw.retrieval.data.datasets import RetrievalDataset, load_dataset, render_report
+from maw.retrieval.data.dataset import RetrievalDataset
+from maw.retrieval.data.loading import load_dataset
+from maw.retrieval.data.report import render_report
 
 BODY = "return [number * number for number in range(10)]"
 

@@ -14,7 +14,7 @@ from toys import encoder, small_disk
 
 from maw.cli import main
 from maw.errors import MAWError
-from maw.retrieval.data.datasets import RetrievalDataset
+from maw.retrieval.data.dataset import RetrievalDataset
 from maw.retrieval.evaluation import assessment as module
 from maw.retrieval.evaluation.assessment import assess_model, assess_run, dense_rankings, write_per_query
 from maw.retrieval.evaluation.measures import DEFAULT_MEASURES, default_measures, evaluate
@@ -100,7 +100,7 @@ def test_binary_measures_from_a_grade_on(files: tuple[Path, Path]) -> None:
 
 
 def test_the_collection_checks_ids_and_counts_what_it_lacks(files: tuple[Path, Path], beir: Path) -> None:
-    from maw.retrieval.data.datasets import load_dataset
+    from maw.retrieval.data.loading import load_dataset
 
     run, qrels = files
     data = load_dataset(f"beir:{beir}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import maw
-from maw.retrieval.data.datasets import load_dataset
+from maw.retrieval.data.loading import load_dataset
 from maw.retrieval.evaluation.measures import evaluate
 from maw.retrieval.models import choose_device, load_encoder
 from maw.retrieval.ranking.dense import dense_runs

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from toys import SETTINGS, encoder, toy
 
 import maw
-from maw.retrieval.data.datasets import RetrievalDataset
+from maw.retrieval.data.dataset import RetrievalDataset
 from maw.retrieval.training.batches import Batches, Collator, TrainingTexts, chained
 from maw.retrieval.training.fine_tuning import train
 from maw.retrieval.training.rows import with_negatives

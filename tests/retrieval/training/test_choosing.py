@@ -13,7 +13,8 @@ from toys import SETTINGS, encoder
 
 from maw.benchmark.plan import evaluation_splits
 from maw.errors import MAWError
-from maw.retrieval.data.datasets import load_dataset, render_report
+from maw.retrieval.data.loading import load_dataset
+from maw.retrieval.data.report import render_report
 from maw.retrieval.evaluation.development import DevEvaluator
 from maw.retrieval.training.fine_tuning import train
 

@@ -16,7 +16,7 @@ from transformers import AttentionInterface
 import maw
 from maw.collapse import ADVICE, PATIENCE, Watch, selector_findings
 from maw.hf.attach import maw_layers
-from maw.retrieval.data.datasets import RetrievalDataset
+from maw.retrieval.data.dataset import RetrievalDataset
 from maw.retrieval.training.fine_tuning import train
 from maw.retrieval.training.probe import probe
 from maw.selector import depth_weights

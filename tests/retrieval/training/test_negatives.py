@@ -13,7 +13,8 @@ import torch
 from toys import encoder
 
 from maw.errors import MAWError
-from maw.retrieval.data.datasets import RetrievalDataset, load_dataset, normalise, relevant
+from maw.retrieval.data.dataset import RetrievalDataset, normalise, relevant
+from maw.retrieval.data.loading import load_dataset
 from maw.retrieval.data.text_writer import build_store
 from maw.retrieval.data.texts import TextStore
 from maw.retrieval.ranking.bm25 import bm25_run

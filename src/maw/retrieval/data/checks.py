@@ -101,7 +101,7 @@ def check_ids(
     """Refuse a data set without documents or judgements, with unknown ids, or with a train query to evaluate on.
 
     Args:
-        name, documents, queries, qrels: as in `maw.retrieval.data.datasets.RetrievalDataset`.
+        name, documents, queries, qrels: as in `maw.retrieval.data.dataset.RetrievalDataset`.
         lacking_documents: whether judged documents may be missing from the collection. They are counted then, but
             not all the relevant ones of a split may be missing: that is another collection.
 

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from maw.errors import MAWError
 from maw.retrieval.data.corpora import Origin, hold_texts
-from maw.retrieval.data.datasets import RetrievalDataset
+from maw.retrieval.data.dataset import RetrievalDataset
 from maw.retrieval.data.msmarco import LICENCE
 from maw.retrieval.data.texts import content_checksum
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from maw.errors import MAWError
 from maw.retrieval.data.corpora import hold_file
-from maw.retrieval.data.datasets import RetrievalDataset
+from maw.retrieval.data.dataset import RetrievalDataset
 from maw.retrieval.data.judgements import JudgementFile, check_train_apart, read_judgements
 from maw.retrieval.data.lines import read_lines, refuse, short
 

@@ -38,7 +38,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from maw.errors import MAWError
-from maw.retrieval.data.datasets import RetrievalDataset, normalise
+from maw.retrieval.data.dataset import RetrievalDataset, normalise
 
 __all__ = ["build"]
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from maw.errors import MAWError
-from maw.retrieval.data.datasets import TRAIN, RetrievalDataset, relevant, seeded
+from maw.retrieval.data.checks import TRAIN
+from maw.retrieval.data.dataset import RetrievalDataset, relevant, seeded
 
 __all__ = ["subset"]
 

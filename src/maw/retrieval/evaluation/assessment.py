@@ -18,7 +18,7 @@ from maw.retrieval.ranking.runs import Run, read_run, without_own
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from maw.retrieval.data.datasets import RetrievalDataset
+    from maw.retrieval.data.dataset import RetrievalDataset
 
 __all__ = ["Assessment", "assess_model", "assess_run", "dense_rankings", "write_per_query"]
 

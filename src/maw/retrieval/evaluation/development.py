@@ -13,7 +13,7 @@ from maw.retrieval.evaluation.measures import evaluate
 from maw.retrieval.ranking.dense import dense_runs
 
 if TYPE_CHECKING:
-    from maw.retrieval.data.datasets import RetrievalDataset
+    from maw.retrieval.data.dataset import RetrievalDataset
 
 __all__ = ["METRIC", "DevEvaluator"]
 

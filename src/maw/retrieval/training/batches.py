@@ -19,7 +19,7 @@ import numpy as np
 from torch.utils.data import BatchSampler, Dataset
 
 from maw.errors import MAWError
-from maw.retrieval.data.datasets import normalise
+from maw.retrieval.data.dataset import normalise
 from maw.retrieval.data.texts import hash64
 
 __all__ = ["Batches", "Collator", "TrainingTexts", "chained"]

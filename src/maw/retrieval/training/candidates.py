@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from maw.retrieval.data.datasets import RetrievalDataset
+    from maw.retrieval.data.dataset import RetrievalDataset
     from maw.retrieval.training.negatives import NegativeSettings
 
 __all__ = ["Candidates", "candidates"]

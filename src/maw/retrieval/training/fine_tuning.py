@@ -44,7 +44,7 @@ from maw.retrieval.training.trainer import Checkpoints, Trainer
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from maw.retrieval.data.datasets import RetrievalDataset
+    from maw.retrieval.data.dataset import RetrievalDataset
 
 __all__ = ["count_parameters", "train"]
 

@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from maw.errors import MAWError
 from maw.retrieval.data.checks import TRAIN
 from maw.retrieval.data.corpora import Origin, keep_on_disk
-from maw.retrieval.data.datasets import normalise, relevant, seeded
+from maw.retrieval.data.dataset import normalise, relevant, seeded
 from maw.retrieval.data.texts import content_checksum, hash64
 from maw.retrieval.training.candidates import Candidates, candidates
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from maw.retrieval.data.datasets import RetrievalDataset
+    from maw.retrieval.data.dataset import RetrievalDataset
 
 __all__ = ["NegativeSettings", "Negatives", "mine"]
 
@@ -152,7 +152,7 @@ def mine(
     Raises:
         MAWError: there is no split train, a model or files are wanted but not given, or a file cannot be used.
 
-    >>> from maw.retrieval.data.datasets import RetrievalDataset
+    >>> from maw.retrieval.data.dataset import RetrievalDataset
     >>> documents = {"d1": "a river runs", "d2": "a river in a valley", "d3": "a mill by the river", "d4": "stars"}
     >>> data = RetrievalDataset.from_parts("toy", documents, {"q": "the river"}, {"train": {"q": {"d2": 1}}})
     >>> dict(mine(data, NegativeSettings(per_query=2)))

@@ -20,7 +20,7 @@ from maw.retrieval.training.negatives import NegativeSettings, mine
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from maw.retrieval.data.datasets import RetrievalDataset
+    from maw.retrieval.data.dataset import RetrievalDataset
     from maw.retrieval.training.settings import TrainingSettings
 
 __all__ = ["find_negatives", "with_negatives"]

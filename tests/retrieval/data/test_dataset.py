@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from maw.errors import MAWError
-from maw.retrieval.data import corpora, datasets
-from maw.retrieval.data.datasets import RetrievalDataset, load_dataset, render_report
+from maw.retrieval.data import corpora, dataset
+from maw.retrieval.data.dataset import RetrievalDataset
+from maw.retrieval.data.loading import load_dataset
+from maw.retrieval.data.report import render_report
 
 CORPUS = [
     {"_id": "d1", "title": "Depth", "text": "slices of a score"},
@@ -413,7 +415,7 @@ def test_a_subset_depends_on_the_seed_and_not_on_the_order_of_the_parts():
 
 
 def test_a_choice_is_the_same_on_every_python():
-    assert datasets.seeded(["a", "b", "c", "d"], 0, "test") == ["a", "d", "b", "c"]
+    assert dataset.seeded(["a", "b", "c", "d"], 0, "test") == ["a", "d", "b", "c"]
 
 
 def test_a_subset_takes_all_evaluation_queries_where_there_are_fewer_and_says_so():
@@ -503,9 +505,9 @@ def test_nfcorpus():
     assert len(dropped) == len(set(dropped)) == 8
     queries = {split: found["queries"] for split, found in counts["splits"].items()}
     assert queries == {"train": 2590 - 8, "dev": 324, "test": 323}
-    kept = {datasets.normalise(data.queries[query]) for query in data.qrels["train"]}
+    kept = {dataset.normalise(data.queries[query]) for query in data.qrels["train"]}
     for split in ("dev", "test"):
-        assert not kept & {datasets.normalise(data.queries[query]) for query in data.qrels[split]}
+        assert not kept & {dataset.normalise(data.queries[query]) for query in data.qrels[split]}
     with pytest.raises(MAWError, match="323 test queries of the subset have 3128 relevant documents"):
         data.subset(train_pairs=600, documents=1500, test_queries=500, dev_queries=0)
 
@@ -536,14 +538,26 @@ def test_other_real_folders(name: str, documents: int, queries: dict[str, int]):
 
 
 LIGHT = (
-    *("beir", "checks", "corpora", "datasets", "irdatasets", "judgements", "lines", "msmarco", "pydocs", "report"),
+    *(
+        "beir",
+        "checks",
+        "corpora",
+        "dataset",
+        "irdatasets",
+        "judgements",
+        "lines",
+        "loading",
+        "msmarco",
+        "pydocs",
+        "report",
+    ),
     *("subsets", "text_writer", "texts"),
 )
 
 
 @pytest.mark.parametrize("module", LIGHT)
 def test_imports_only_the_standard_library_at_the_top(module: str):
-    tree = ast.parse(Path(datasets.__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(Path(dataset.__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
     names = {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
     names |= {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     others = {name for name in names if name.partition(".")[0] not in sys.stdlib_module_names}
@@ -556,6 +570,6 @@ def test_imports_only_the_standard_library_at_the_top(module: str):
 
 
 def test_examples():
-    result = doctest.testmod(datasets)
-    assert result.attempted >= 6
+    result = doctest.testmod(dataset)
+    assert result.attempted >= 5
     assert result.failed == 0

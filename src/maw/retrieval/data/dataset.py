@@ -14,16 +14,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from maw.errors import MAWError
 from maw.retrieval.data import checks
 from maw.retrieval.data.checks import TRAIN, Judgements
-from maw.retrieval.data.report import render_report
 
-__all__ = ["RetrievalDataset", "load_dataset", "normalise", "render_report"]
+__all__ = ["RetrievalDataset", "normalise", "relevant", "seeded"]
 
 
 def normalise(text: str) -> str:
@@ -67,7 +66,7 @@ class RetrievalDataset:
             is not 1; it is 2 for the passages of TREC Deep Learning.
         negative_files: files of triples or rankings that came with the data (`maw.retrieval.training.negatives`).
 
-    Make one with `load_dataset` or `from_parts`; the plain constructor checks nothing.
+    Make one with `maw.retrieval.data.loading.load_dataset` or `from_parts`; the plain constructor checks nothing.
     """
 
     name: str
@@ -255,61 +254,3 @@ class RetrievalDataset:
         choosing = checks.choosing_split(self.evaluation_splits)
         dev = {"dev": None if choosing is None else dict(zip(("split", "reported"), choosing, strict=True))}
         return named | conventions | dev | {"checksums": dict(self.checksums), "counts": dict(self.counts)}
-
-
-def load_dataset(spec: str, *, drop_own: bool | None = None) -> RetrievalDataset:
-    """Return the data set that a user names.
-
-    Args:
-        spec: one of
-
-            - "pydocs": docstring -> function, read from the running Python's standard library;
-            - "msmarco": the MS MARCO passages, by ir_datasets (`maw.retrieval.data.irdatasets`);
-            - "ir:ID": an id of ir_datasets, such as "ir:beir/scifact" or "ir:lotte/writing/test/search";
-            - "beir:FOLDER": a folder with `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv`;
-            - "msmarco:FOLDER": a folder with `collection.tsv`, `queries.SPLIT.tsv` and `qrels.SPLIT.tsv`.
-        drop_own: whether a document with the query's own id is left out of every ranking; None is yes for ArguAna and
-            no for others.
-
-    Raises:
-        MAWError: another name, data that cannot be used as they are, or data that cannot be had: the message says
-            what was tried and which file goes where.
-
-    >>> load_dataset("nfcorpus")
-    Traceback (most recent call last):
-    ...
-    maw.errors.MAWError: wanted a data set, got 'nfcorpus': write pydocs (built in), msmarco or ir:ID (by \
-ir_datasets), beir:FOLDER (a folder with corpus.jsonl, queries.jsonl and qrels/*.tsv) or msmarco:FOLDER (a folder with \
-collection.tsv, queries.*.tsv and qrels.*.tsv)
-    """
-    data = _load(spec)
-    return data if drop_own is None else replace(data, drop_own=drop_own)
-
-
-def _load(spec: str) -> RetrievalDataset:
-    kind, _, what = spec.partition(":")
-    if spec == "pydocs":
-        from maw.retrieval.data import pydocs
-
-        return pydocs.build()
-    if spec == "msmarco":
-        from maw.retrieval.data import irdatasets
-
-        return irdatasets.read_msmarco()
-    if kind == "ir" and what:
-        from maw.retrieval.data import irdatasets
-
-        return irdatasets.read_ir(what)
-    if kind == "beir" and what:
-        from maw.retrieval.data import beir
-
-        return beir.read_beir(Path(what).expanduser(), name=spec)
-    if kind == "msmarco" and what:
-        from maw.retrieval.data import msmarco
-
-        return msmarco.read_msmarco_folder(Path(what).expanduser(), name=spec)
-    raise MAWError(
-        f"wanted a data set, got {spec!r}: write pydocs (built in), msmarco or ir:ID (by ir_datasets), beir:FOLDER (a "
-        "folder with corpus.jsonl, queries.jsonl and qrels/*.tsv) or msmarco:FOLDER (a folder with collection.tsv, "
-        "queries.*.tsv and qrels.*.tsv)"
-    )
