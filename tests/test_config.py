@@ -74,6 +74,19 @@ def test_the_exact_estimator_has_no_samples_to_reuse():
         MAWConfig(estimator="exact", updates=2)
 
 
+@pytest.mark.parametrize("reward", ["retrieval", "sum"])
+def test_samples_with_a_reward_that_comes_later_serve_once(reward):
+    assert MAWConfig(reward=reward).updates == 1
+    with pytest.raises(MAWError, match=rf"updates must be 1 with reward='{reward}'.*got 2"):
+        MAWConfig(reward=reward, updates=2)
+
+
+@pytest.mark.parametrize("bad", [1, 1.0, 1.5])
+def test_not_all_logits_can_be_dropped(bad):
+    with pytest.raises(MAWError, match=f"logit_dropout must be a share below 1, got {bad}"):
+        MAWConfig(mechanism="logit-dropout", logit_dropout=bad)
+
+
 def test_a_number_too_large_for_a_float_is_bad_input():
     with pytest.raises(MAWError, match="tau"):
         MAWConfig(tau=10**400)
@@ -119,6 +132,10 @@ configs = st.builds(
     scale=st.none() | numbers,
     selection=st.sampled_from(["gumbel", "softmax", "hard", "uniform"]),
     tau=numbers,
+    tau_start=st.none() | numbers,
+    retrieval_weight=numbers,
+    mechanism=st.sampled_from(["maw", "ia3-key", "linear-gate", "logit-dropout"]),
+    logit_dropout=st.floats(0, 1, exclude_max=True),
     group_size=st.integers(1, 99),
     advantage=st.sampled_from(["std", "none", "leave-one-out"]),
     clip=numbers,
@@ -159,6 +176,7 @@ def test_literal_recipe_is_the_specifications_snippet():
     config = MAWConfig.recipe("literal")
     assert (config.views, config.train_views, config.scale) == ("ones", False, 1.0)
     assert (config.group_size, config.tau, config.selection, config.depth) == (1, 1.0, "gumbel", 64)
+    assert (config.kl_weight, config.entropy_weight) == (0.0, 0.0)
     assert MAWConfig.recipe("literal", depth=5) == dataclasses.replace(config, depth=5)
 
 

@@ -118,7 +118,7 @@ def add_loss_beside(loss: Tensor, beside: Tensor, parameters: Iterable[Tensor]) 
     16.0
     """
     reached = [parameter for parameter in parameters if parameter.requires_grad]
-    found = torch.autograd.grad(beside, reached, allow_unused=True)
+    found = torch.autograd.grad(beside, reached, allow_unused=True) if reached else ()
     gradients = [(parameter, grad) for parameter, grad in zip(reached, found, strict=True) if grad is not None]
     return _AddLossBeside.apply(loss, beside.detach(), gradients)
 

@@ -15,11 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from maw import grpo
+from maw.auxiliary import in_backward
 from maw.config import MAWConfig
+from maw.errors import MAWError
 from maw.records import Record, Rollout
 from maw.selector import depth_weights
 
-__all__ = ["Choice", "choose", "rollout_loss"]
+__all__ = ["Choice", "choose", "keep_until_rewarded", "rollout_loss"]
 
 
 class Choice(NamedTuple):
@@ -60,6 +62,46 @@ def choose(
         depth_index = grpo.sample_group(logits, config.group_size)
     log_probability = grpo.log_probability(logits.detach(), depth_index)
     return Choice(state, own_logits, weight, depth_index, log_probability)
+
+
+def keep_until_rewarded(
+    pending: list[tuple[Choice, Tensor | None]] | None, choice: Choice, known: Tensor | None, *, kind: str
+) -> None:
+    """Keep a choice until the model's output says what it was worth (`maw.retrieval.training.rollouts`).
+
+    Args:
+        pending: where it waits; None where nobody waits for it, which is right without gradient alone.
+        choice: the choice.
+        known: the part of the reward that is known already.
+        kind: the reward's name.
+
+    Raises:
+        MAWError: nobody waits, or the layer is compiled or runs a second time.
+
+    >>> waiting = []
+    >>> zeros = torch.zeros(1, 2)
+    >>> choice = choose(zeros, zeros, zeros, MAWConfig(depth=2), tau=1.0)
+    >>> keep_until_rewarded(waiting, choice, None, kind="retrieval")
+    >>> len(waiting)
+    1
+    """
+    instead = "or take reward='entropy'"
+    if torch.compiler.is_compiling():
+        raise MAWError(
+            f"reward={kind!r} needs choices that a compiled graph does not keep: do not compile the model, {instead}"
+        )
+    if in_backward():
+        raise MAWError(
+            f"reward={kind!r} needs every layer to run once, and gradient checkpointing runs it again in backward: "
+            f"switch it off, {instead}"
+        )
+    if pending is not None:
+        pending.append((choice, known))
+    elif torch.is_grad_enabled():
+        raise MAWError(
+            f"with reward={kind!r} the policy learns from the finished vectors, and nothing waits for them here: "
+            f"wrap the training loss in maw.retrieval.training.losses.AuxiliaryLoss, {instead}"
+        )
 
 
 def rollout_loss(

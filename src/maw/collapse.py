@@ -44,13 +44,13 @@ VIEW_SPREAD = 1e-4
 
 ADVICE: dict[str, str] = {
     "policy collapse": (
-        "lower auxiliary_weight or MAW's learning rate, or give entropy_weight or kl_weight a value above 0; raise tau "
-        "where the task's own loss drives it"
+        "lower auxiliary_weight or MAW's learning rate, or raise kl_weight or entropy_weight; raise tau where the "
+        "task's own loss drives it"
     ),
     "dead depths": "lower auxiliary_weight, raise entropy_weight, or use fewer depths (depth)",
     "uniform hedging": (
-        "nothing is broken: the depth weights are noise around 1/D. To train a choice raise auxiliary_weight or MAW's "
-        "learning rate, or train longer; to do without use selection='uniform'"
+        "nothing is broken: the depth weights are noise around 1/D. To train a choice lower kl_weight, raise "
+        "auxiliary_weight or MAW's learning rate, or train longer; to do without use selection='uniform'"
     ),
     "constant reward": (
         "nothing can be learnt from it: use views that differ (views='auto', not 'ones' or the literal recipe) and the "

@@ -27,8 +27,16 @@ LARGEST_DEPTH = 4096
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     # The specification's snippets to the letter: identical slices, no scale, one sampled depth whose baseline is the
-    # value network, and Gumbel-Softmax at its usual temperature.
-    "literal": {"views": "ones", "train_views": False, "scale": 1.0, "tau": 1.0, "group_size": 1, "advantage": "none"},
+    # value network, no KL, and Gumbel-Softmax at its usual temperature.
+    "literal": {
+        "views": "ones",
+        "train_views": False,
+        "scale": 1.0,
+        "tau": 1.0,
+        "group_size": 1,
+        "advantage": "none",
+        "kl_weight": 0.0,
+    },
 }
 
 
@@ -47,6 +55,7 @@ class MAWConfig:
         selection: how policy logits become depth weights: `"gumbel"`, `"softmax"`, `"hard"`, `"uniform"`.
         tau: temperature of that softmax, the same in training and in evaluation.
         tau_start: tau at the first training step, from where it goes to `tau` in equal steps; None is `tau` throughout.
+            Between steps, as in evaluation on dev, and in the saved model it is `tau`.
         reward: what a depth choice is worth: `"entropy"`, minus the normalised attention entropy of its slice;
             `"retrieval"`, the log-likelihood of the text's partner in the batch when it is encoded with this slice
             alone (`maw.retrieval.training.rollouts`); `"sum"` of both.

@@ -81,7 +81,8 @@ class IA3Key(Control):
 class LinearGate(Control):
     """A gate on the query, linear in the selector's state: q * (1 + B (A state + a) + b); B and b start at zero.
 
-    As many inner channels as give it the parameters of MAW at `config.depth`: selector and view vectors.
+    As many inner channels as give it the parameters of MAW at `config.depth`, selector and view vectors, as nearly as
+    whole channels can (each has 2 S + 1 parameters, S = H C).
 
     >>> control = LinearGate(MAWConfig(mechanism="linear-gate", depth=4), 2, 4, scaling=0.5)
     >>> control(torch.ones(1, 2, 3, 4), torch.ones(1), torch.ones(1), attend=lambda query: query.unique().tolist())
@@ -101,17 +102,18 @@ class LinearGate(Control):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *, attend: Any) -> Any:
         """The host's attention on gated queries."""
-        with torch.autocast(query.device.type, enabled=False):
-            state = token_mean(query, mask)
+        with torch.autocast(query.device.type, enabled=False):  # the host's attention keeps the caller's own
+            state = token_mean(query, mask).to(self.down.weight.dtype)
             gate = 1 + self.up(self.down(state)).unflatten(-1, (self.heads, 1, self.channels))
-            return attend((query * gate).to(query.dtype))
+            gated = (query * gate).to(query.dtype)
+        return attend(gated)
 
 
 class LogitDropout(Control):
     """Dropout on attention logits in training; nothing in evaluation.
 
     A share p of the logits becomes 0, the others grow by 1 / (1 - p); so a logit's noise has p / (1 - p) times its
-    square as variance. `config.logit_dropout` is p.
+    square as variance. `config.logit_dropout` is p. A host's own position bias is no part of what is dropped.
 
     >>> control = LogitDropout(MAWConfig(mechanism="logit-dropout"), 2, 4, scaling=0.5).eval()
     >>> control(torch.ones(1, 2, 3, 4), torch.ones(1), torch.ones(1), attend=lambda query: query.unique().tolist())
@@ -122,8 +124,11 @@ class LogitDropout(Control):
         """The host's attention, with the difference that dropout makes added to its logits."""
         if not self.training or not self.config.logit_dropout:
             return attend(query)
-        logit = self.scaling * query @ repeat_heads(key, query.shape[1]).mT
-        return attend(query, added=F.dropout(logit, self.config.logit_dropout) - logit)
+        with torch.autocast(query.device.type, enabled=False):  # in 16 bits the difference would be mostly rounding
+            wide = torch.promote_types(query.dtype, torch.float32)
+            logit = self.scaling * query.to(wide) @ repeat_heads(key, query.shape[1]).to(wide).mT
+            added = F.dropout(logit, self.config.logit_dropout) - logit
+        return attend(query, added=added.to(query.dtype))
 
 
 CONTROLS: dict[str, type[Control]] = {"ia3-key": IA3Key, "linear-gate": LinearGate, "logit-dropout": LogitDropout}

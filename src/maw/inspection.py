@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maw.errors import MAWError
-from maw.hf.attach import carrying_host, has_maw, maw_layers
+from maw.hf.attach import carried, carrying_host, maw_layers
 from maw.hf.capture import Captured, capture, plain_attention, readable_tokens
 from maw.hf.hosts import family_of
 from maw.module import DepthAttention
@@ -182,10 +182,11 @@ def inspect(
 
     Source: method.md (1) to (6) and section 1, readings.
     """
-    if not has_maw(model):
+    if not maw_layers(model):
+        found = next((f"the control {layer.config.mechanism!r}" for layer in carried(model)), "no MAW layer")
         raise MAWError(
-            "this model has no MAW layer, so it has no depths to look at: train one (maw train --variant maw-lora "
-            "--output FOLDER), or call maw.attach(model) first"
+            f"this model has {found}, so it has no depths to look at: train one with MAW (maw train --variant "
+            "maw-lora --output FOLDER), or call maw.attach(model) first"
         )
     _check_texts(texts)
     host = carrying_host(model, "inspect")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maw import compiled
 from maw.auxiliary import GradientScale, add_gradient, in_backward
-from maw.choice import Choice, choose, rollout_loss
+from maw.choice import Choice, choose, keep_until_rewarded, rollout_loss
 from maw.config import MAWConfig
 from maw.errors import MAWError
 from maw.kernels import use_triton
@@ -78,11 +78,12 @@ class DepthAttention(nn.Module):
         # kept only where something replays them: None until `replay_loss` is first called
         self.rollouts: list[tuple[int, Rollout]] | None = None
         self.progress = 1.0
-        """How far training is, from 0 to 1; `tau_start` depends on it."""
+        """How far training is, from 0 to 1, while a step of it runs; 1 at any other time. `tau_start` needs it."""
         self.forced: Tensor | None = None
         """Depth weights, (B, D), for the next forwards, whatever the selector says; they choose and record nothing."""
-        self.pending: list[tuple[Choice, Tensor | None]] = []
-        """Choices whose reward is known after the whole model's forward, with the part of it that is known."""
+        self.pending: list[tuple[Choice, Tensor | None]] | None = None
+        """Choices whose reward is known after the whole model's forward, with the part of it that is known; None where
+        nobody waits for them."""
         self.handle = compiled.handle_of(self)
         check_finite(self)
         self.register_load_state_dict_post_hook(check_finite)
@@ -154,11 +155,11 @@ class DepthAttention(nn.Module):
         if choice is None:
             return query_transformed
         if self.config.reward == "retrieval":
-            self._wait_for_reward(choice, None)
+            keep_until_rewarded(self.pending, choice, None, kind=self.config.reward)
             return query_transformed
         reward = self._reward(query.detach(), key.detach(), mask, choice.depth_index, operations)
         if self.config.reward == "sum":
-            self._wait_for_reward(choice, reward)
+            keep_until_rewarded(self.pending, choice, reward, kind=self.config.reward)
             return query_transformed
         return self._with_auxiliary(query_transformed, choice, reward)
 
@@ -171,7 +172,7 @@ class DepthAttention(nn.Module):
     def tau(self) -> float:
         """The temperature now: `config.tau`, or on the way to it from `config.tau_start`."""
         start, end = self.config.tau_start, self.config.tau
-        return end if start is None else start + self.progress * (end - start)
+        return end if start is None or self.progress >= 1 else start + self.progress * (end - start)
 
     def _logits(self, state: Tensor) -> Tensor:
         logits = self.selector.policy(state)
@@ -195,14 +196,6 @@ class DepthAttention(nn.Module):
     ) -> Tensor:
         views = self.query_views, self.key_views
         return entropy_reward(query, key, *views, depth_index, scale=self.scale, mask=mask, operations=operations)
-
-    def _wait_for_reward(self, choice: Choice, reward: Tensor | None) -> None:
-        """Keep a choice until the model's output says what it was worth (`maw.retrieval.training.rollouts`)."""
-        if torch.compiler.is_compiling():
-            raise MAWError(f"reward={self.config.reward!r} needs what a compiled graph does not keep: do not compile")
-        if in_backward():
-            raise MAWError(f"gradient checkpointing runs MAW's layers twice, and reward={self.config.reward!r} once")
-        self.pending.append((choice, reward))
 
     def settle(self, choice: Choice, reward: Tensor) -> Tensor:
         """The auxiliary loss per text, (B,), of a choice whose whole reward is known; recorded for `collect`."""

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -57,11 +58,20 @@ def maw_attention(
         )
 
     def attend(transformed: Tensor, *, added: Tensor | None = None) -> Any:
-        mask = attention_mask if added is None else with_added(attention_mask, added)
+        mask = attention_mask
+        if added is not None:
+            if mask is None and name == "sdpa" and _is_causal(module, options.get("is_causal")):
+                mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()[None, None]
+            mask = with_added(mask, added)
         return host_attention(module, transformed, key, value, mask, scaling=scaling, **options)
 
     maw = cast("nn.Module", module.maw)
     return maw(query, key, value, key_mask(attention_mask, batch, keys), attend=attend)
+
+
+def _is_causal(module: nn.Module, given: bool | None) -> bool:
+    """Whether SDPA without a mask is causal in this layer; it would forget that once there is something to add."""
+    return bool(getattr(module, "is_causal", True)) if given is None else given
 
 
 def check_implementation(name: str | None, allowed: tuple[str, ...] = IMPLEMENTATIONS) -> None:

@@ -88,7 +88,8 @@ class AuxiliaryLoss(nn.Module):
         """The wrapped loss.
 
         Raises:
-            MAWError: samples are kept for later updates, and no optimiser step comes.
+            MAWError: samples are kept for later updates, and no optimiser step comes; or the reward needs rollouts, and
+                the model or the loss allows none (`maw.retrieval.training.rollouts`).
         """
         numbered = enumerate(maw_layers(self.model))
         training = {place: layer for place, layer in numbered if layer.training and torch.is_grad_enabled()}
@@ -107,8 +108,10 @@ class AuxiliaryLoss(nn.Module):
         if not layers:
             return loss
         loss = scale_gradient(loss, [layer.gradient_scale for layer in layers])
-        for layer, beside in replayed + ([] if rollouts is None else rollouts.losses()):
+        for layer, beside in replayed:
             loss = add_loss_beside(loss, beside, layer.selector.parameters())
+        for layer, beside in [] if rollouts is None else rollouts.losses():  # the gradient alone, as a layer's own
+            loss = add_loss_beside(loss, beside - beside.detach(), layer.selector.parameters())
         return loss
 
     def _replay(self, layers: Mapping[int, DepthAttention]) -> list[tuple[DepthAttention, Tensor]]:

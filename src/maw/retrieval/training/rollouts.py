@@ -1,15 +1,17 @@
 """The retrieval reward: what the ranking loses or gains when a text is encoded with one depth alone.
 
-    r[b, g] = log softmax_n( s * cos(e(text_b; d_g), partner_n) )[n = b]
+    r[b,m] = similarity_scale cos(rolled_out[b,m], partner[b])
+             - log sum_candidates exp(similarity_scale cos(rolled_out[b,m], candidate))                       (9)
 
-e(text_b; d_g) is the vector of text b when every MAW layer has all its weight on the g-th depth it chose for b. The
-partners are the other column of the batch, as the training loss saw them: documents for a query, queries for a
-document. s is the loss's factor on cosines. Hard negatives have no partner; nothing is learned from their choices.
+rolled_out[b,m] is the vector of text b when every MAW layer has all its weight on the m-th depth it chose for b. The
+candidates are the other side of the batch, as the training loss saw them: for a query all documents, hard negatives
+too; for a relevant document the queries. That of row b is the text's partner. Hard negatives have none; nothing is
+learned from their choices.
 
-The layers below the first one with MAW run once: their output is kept from the training forward, and in a rollout they
-hand it on. All G rollouts of a column are one forward without gradient, in evaluation mode.
+The layers below the first one with MAW run once: their output is kept from the training forward and handed on. All
+texts of a column are rolled out in one forward without gradient, in evaluation mode.
 
-Source: method.md section 4.
+Source: method.md section 4, (9).
 """
 
 from __future__ import annotations
@@ -44,113 +46,162 @@ def wants_rollouts(layers: Sequence[DepthAttention]) -> bool:
 
 
 def retrieval_reward(
-    rolled_out: Float[Tensor, "B G M"], partner: Float[Tensor, "B M"], *, scale: float
+    rolled_out: Float[Tensor, "B G M"], candidates: Float[Tensor, "candidates M"], *, scale: float
 ) -> Float[Tensor, "B G"]:
-    """The log-likelihood of each text's partner among all partners, for G vectors of each text.
+    """The log-likelihood of each text's partner among all candidates, for G vectors of each text.
 
     Args:
-        rolled_out: G vectors a text.
-        partner: the vectors of the other column; that of text b is in row b.
-        scale: s.
+        rolled_out: G vectors a text, (B, G, M).
+        candidates: the vectors of the other side, at least B; the partner of text b is in row b.
+        scale: the training loss's factor on cosines.
+
+    Returns:
+        (B, G), in float32.
 
     >>> retrieval_reward(torch.eye(2)[:, None], torch.eye(2), scale=100.0).round().abs().tolist()
     [[0.0], [0.0]]
     """
-    score = scale * F.normalize(rolled_out.float(), dim=-1) @ F.normalize(partner.float(), dim=-1).T
-    own = torch.arange(len(partner), device=partner.device)
-    return score.log_softmax(dim=-1)[own, :, own]
+    with torch.autocast(rolled_out.device.type, enabled=False):
+        score = scale * F.normalize(rolled_out.float(), dim=-1) @ F.normalize(candidates.float(), dim=-1).T
+        own = torch.arange(len(rolled_out), device=score.device)
+        return score.log_softmax(dim=-1)[own, :, own]
 
 
 class Rollouts:
     """Watches one training loss, and then rolls its depth choices out.
 
     Args:
-        model: the encoder that the loss calls once a column.
+        model: the encoder; the loss calls it for a column of queries, and then for their relevant documents, alone or
+            followed by hard negatives.
         layers: its MAW layers.
         scale: the loss's factor on cosines.
 
     Raises:
-        MAWError: an adapter or a wrapper hides the host's layers.
+        MAWError: a wrapper hides the encoder (several processes, compilation), it is compiled, or its layers run twice
+            (gradient checkpointing).
     """
 
     def __init__(self, model: SentenceTransformer, layers: Sequence[DepthAttention], *, scale: float) -> None:
+        _refuse_what_cannot_roll_out(model)
         self.model, self.layers, self.scale = model, layers, scale
         host = carrying_host(model, "roll out")
         blocks = list(host.get_submodule(family_of(host).layers))  # ty: ignore[invalid-argument-type]
         first = next(place for place, block in enumerate(blocks) if maw_layers(block))
         self.below = blocks[:first]
-        self.columns: list[tuple[Column, Tensor]] = []
+        self.features: list[Column] = []
+        """What the model was given, forward by forward; beside it its vectors, what the layers below made, choices."""
+        self.vectors: list[Tensor] = []
         self.kept: list[Any] = []
+        self.chosen: list[list[tuple[Choice, Tensor | None]]] = []
 
     @contextmanager
     def watching(self) -> Generator[None]:
-        """While the loss runs: note every column, its vectors, and what the layers below MAW made of it."""
-        for layer in self.layers:
-            layer.pending.clear()
-        handles = [self.model.register_forward_hook(self._note_column, with_kwargs=True)]
+        """While the loss runs: note every column, its vectors, and what the layers below MAW made of it.
+
+        Raises:
+            MAWError: the loss encodes without gradient first, as losses with a gradient cache do.
+        """
+        handles = [
+            self.model.register_forward_pre_hook(self._note_features, with_kwargs=True),
+            self.model.register_forward_hook(self._note_vectors),
+        ]
         if self.below:
             handles.append(self.below[-1].register_forward_hook(self._note_below))
+        self.chosen = [[] for _ in self.layers]
+        for layer, choices in zip(self.layers, self.chosen, strict=True):
+            layer.pending = choices
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+            for layer in self.layers:
+                layer.pending = None
 
     def losses(self) -> list[tuple[DepthAttention, Tensor]]:
-        """Each layer's auxiliary loss, the mean over the texts of the first two columns.
+        """Each layer's auxiliary loss, the mean over queries and their relevant documents.
 
         Raises:
-            MAWError: the loss called the model in another way than once a column, as cached losses do.
+            MAWError: the loss called the model in another way than for queries and for documents as a whole.
         """
-        chosen = [layer.pending for layer in self.layers]
-        if len(self.columns) < 2 or any(len(choices) != len(self.columns) for choices in chosen):
+        forwards, rows = len(self.vectors), [len(vectors) for vectors in self.vectors]
+        if forwards < 2 or any(found < rows[0] for found in rows) or any(len(own) != forwards for own in self.chosen):
             raise MAWError(
-                "the retrieval reward needs a loss that encodes each column of the batch once, without mini-batches: "
-                "leave mini_batch_size out, or take reward='entropy'"
+                "the retrieval reward needs a loss that encodes all queries of a batch at once, then all their "
+                f"documents, got forwards of {rows} texts: take a loss without mini-batches, or reward='entropy'"
             )
         losses: list[list[Tensor]] = [[] for _ in self.layers]
-        for place, partner in ((0, 1), (1, 0)):
-            choices = [pending[place] for pending in chosen]
+        candidates = torch.cat(self.vectors[1:]), self.vectors[0]
+        for place, others in enumerate(candidates):
+            choices = [_first_rows(*own[place], rows[0]) for own in self.chosen]
             found = self._roll_out(place, [choice for choice, _ in choices])
-            reward = retrieval_reward(found, self.columns[partner][1], scale=self.scale)
+            reward = retrieval_reward(found, others, scale=self.scale)
             for own, layer, (choice, entropy) in zip(losses, self.layers, choices, strict=True):
                 whole = reward if entropy is None else entropy + layer.config.retrieval_weight * reward
                 own.append(layer.settle(choice, whole))
-        for layer in self.layers:
-            layer.pending.clear()
         return [(layer, torch.cat(own).mean()) for layer, own in zip(self.layers, losses, strict=True)]
 
-    def _note_column(self, _: nn.Module, arguments: tuple[Any, ...], options: Column, output: Column) -> None:
-        features = {**(arguments[0] if arguments else options["input"])}
-        texts = {name: value for name, value in features.items() if name in ("input_ids", "attention_mask")}
-        texts |= {name: features[name] for name in ("token_type_ids", "position_ids") if name in features}
-        self.columns.append((texts, output["sentence_embedding"].detach()))
+    def _note_features(self, _: nn.Module, arguments: tuple[Any, ...], options: Column) -> None:
+        if not torch.is_grad_enabled():
+            raise MAWError(
+                "the retrieval reward needs a loss that encodes each text once, got one that encodes without gradient "
+                "first, as losses with a gradient cache do: leave mini_batch_size out, or take reward='entropy'"
+            )
+        self.features.append({**(arguments[0] if arguments else options["input"])})  # the modules add to it in place
+
+    def _note_vectors(self, _: nn.Module, __: Any, output: Column) -> None:
+        self.vectors.append(output["sentence_embedding"].detach())
 
     def _note_below(self, _: nn.Module, __: Any, output: Any) -> None:
         self.kept.append(output.detach() if isinstance(output, Tensor) else tuple(output))
 
     @torch.no_grad()
     def _roll_out(self, place: int, choices: Sequence[Choice]) -> Float[Tensor, "B G M"]:
-        """The vectors of a column's texts, each with its g-th depth alone."""
-        features, _ = self.columns[place]
+        """The vectors of a forward's first B texts, each with its m-th depth alone."""
         batch, group = choices[0].depth_index.shape
-        repeated = {name: _repeat(value, group) for name, value in features.items()}
+        repeated = {name: _repeat(value, batch, group) for name, value in self.features[place].items()}
         with ExitStack() as stack:
             stack.enter_context(_evaluating(self.model))
             for layer, choice in zip(self.layers, choices, strict=True):
                 index = choice.depth_index.T.flatten()
                 stack.enter_context(_forcing(layer, F.one_hot(index, layer.config.depth).to(layer.query_views.dtype)))
             if self.below:
-                stack.enter_context(_handing_on(self.below, _repeat(self.kept[place], group)))
+                stack.enter_context(_handing_on(self.below, _repeat(self.kept[place], batch, group)))
             vectors = self.model(repeated)["sentence_embedding"]
         return vectors.unflatten(0, (group, batch)).transpose(0, 1)
 
 
-def _repeat(value: Any, group: int) -> Any:
-    """G copies of a batch, one after the other."""
+def _refuse_what_cannot_roll_out(model: nn.Module) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    instead = ", or take reward='entropy'"
+    if not isinstance(model, SentenceTransformer):
+        raise MAWError(
+            f"the retrieval reward needs a plain SentenceTransformer, got a {type(model).__name__}, as several "
+            f"processes or a compiler put around it: train in one process, uncompiled{instead}"
+        )
+    for name, module in model.named_modules():
+        if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
+            raise MAWError(f"the retrieval reward cannot watch a compiled model, got {name}: do not compile{instead}")
+        if getattr(module, "gradient_checkpointing", False):
+            raise MAWError(
+                f"the retrieval reward needs every layer to run once, got gradient checkpointing in {name}, which runs "
+                f"it again in backward: switch it off{instead}"
+            )
+
+
+def _first_rows(choice: Choice, entropy: Tensor | None, count: int) -> tuple[Choice, Tensor | None]:
+    """The choice for the first texts of a forward: relevant documents come before hard negatives."""
+    return type(choice)(*(part[:count] for part in choice)), None if entropy is None else entropy[:count]
+
+
+def _repeat(value: Any, batch: int, group: int) -> Any:
+    """G copies of the first B rows, one after the other; what is no tensor with so many rows stays."""
     if isinstance(value, tuple):
-        return tuple(_repeat(part, group) for part in value)
-    return value.detach().repeat(group, *(1,) * (value.ndim - 1)) if isinstance(value, Tensor) else value
+        return tuple(_repeat(part, batch, group) for part in value)
+    if not isinstance(value, Tensor) or not value.ndim or len(value) < batch:
+        return value
+    return value.detach()[:batch].repeat(group, *(1,) * (value.ndim - 1))
 
 
 @contextmanager

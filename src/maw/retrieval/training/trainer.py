@@ -18,7 +18,7 @@ import random
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,6 +38,9 @@ from maw.retrieval.training.batches import Batches, Collator, chained
 from maw.retrieval.training.checkpoints import checkpoint, mark_whole, remove_checkpoint, remove_checkpoints
 from maw.retrieval.training.losses import AuxiliaryLoss
 from maw.retrieval.training.probe import probe
+
+if TYPE_CHECKING:
+    from maw.module import DepthAttention
 
 __all__ = ["Checkpoints", "Trainer", "logged_findings"]
 
@@ -102,9 +105,8 @@ class Trainer(SentenceTransformerTrainer):
         """
         self.check_loss()
         self.data = chained(self.data, inputs.pop("rows"))
-        for layer in maw_layers(self.model):
-            layer.progress = self.state.global_step / max(1, self.state.max_steps)
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        with _progress(maw_layers(self.model), self.state.global_step / max(1, self.state.max_steps)):
+            loss = super().training_step(model, inputs, *args, **kwargs)
         self.unchecked = self.state.global_step + 1, loss.detach()
         return loss
 
@@ -217,8 +219,6 @@ class Trainer(SentenceTransformerTrainer):
 
     def finish(self) -> None:
         """Look at the trained model, the best one where there is a dev split, and log what is found."""
-        for layer in maw_layers(self.model):
-            layer.progress = 1.0
         if self.is_world_process_zero() and (found := self.probe()):
             self._write({"step": self.state.global_step}, found)
 
@@ -267,6 +267,18 @@ class Checkpoints(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Log what there is before the epoch is saved."""
         control.should_log = True
+
+
+@contextmanager
+def _progress(layers: Sequence[DepthAttention], share: float) -> Generator[None]:
+    """How far training is, for the layers' `tau`. Whatever looks at the model between steps sees it as it is saved."""
+    for layer in layers:
+        layer.progress = share
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.progress = 1.0
 
 
 @contextmanager
