@@ -27,7 +27,8 @@ LARGEST_DEPTH = 4096
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     # The specification's snippets to the letter: identical slices, no scale, one sampled depth whose baseline is the
-    # value network, no KL, and Gumbel-Softmax at its usual temperature.
+    # value network, no KL, and Gumbel-Softmax at its usual temperature. It names no weight of the loss and no learning
+    # rate: these are the ones that it was measured with.
     "literal": {
         "views": "ones",
         "train_views": False,
@@ -36,6 +37,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "group_size": 1,
         "advantage": "none",
         "kl_weight": 0.0,
+        "auxiliary_weight": 0.003,
+        "learning_rate": 1e-3,
     },
 }
 
