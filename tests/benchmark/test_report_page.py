@@ -115,7 +115,10 @@ def test_no_errors_and_no_network(browser, reports, name):
     assert visit.asked == [reports[name].as_uri()]
 
 
-@pytest.mark.parametrize("name", NAMES)
+MOSTLY_LARGE = [pytest.param(name, marks=pytest.mark.slow if name in ("killed", "older") else ()) for name in NAMES]
+
+
+@pytest.mark.parametrize("name", MOSTLY_LARGE)
 def test_accessible_and_never_wider_than_the_screen(browser, reports, name):
     with Visit(browser, reports[name]) as visit:
         # all passages of the first pair; the others have the same parts

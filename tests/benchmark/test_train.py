@@ -34,6 +34,7 @@ def in_two_processes(words, launcher=TORCHRUN):
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model_and_one_of_them_speaks(tiny_model, toy_data, tmp_path):
     run = in_two_processes(arguments(tiny_model, toy_data, tmp_path / "model", *MORE))
     assert run.returncode == 0, run.stderr[-3000:]

@@ -204,6 +204,7 @@ def test_settings_of_another_version_are_an_error(tmp_path):
         SentenceTransformer(str(tmp_path), device="cpu")
 
 
+@pytest.mark.slow
 def test_the_model_type_is_known_whichever_is_imported_first(tmp_path):
     encoder(maw.MAWConfig(depth=8)).save_pretrained(str(tmp_path))
     for first, second in (("maw", "transformers"), ("transformers", "maw"), ("sentence_transformers", "maw")):
