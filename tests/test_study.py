@@ -126,9 +126,18 @@ def test_runs_are_done_once_and_what_is_missing_later(plan, tmp_path):
     ]
     assert [run.variant for run in wanted] == ["dense-full", "dense-lora"]
 
-    def go(only):
-        command = [sys.executable, FOLDER, "--data", tmp_path / "data", "--output", tmp_path / "out", "--device", "cpu"]
-        command += ["--phases", "tuning", "--only", only]
+    def go(only, output="out", *more):
+        command = [
+            sys.executable,
+            FOLDER,
+            "--data",
+            tmp_path / "data",
+            "--output",
+            tmp_path / output,
+            "--device",
+            "cpu",
+        ]
+        command += ["--phases", "tuning", "--only", only, *more]
         subprocess.run(list(map(str, command)), check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     go(wanted[0].name)
@@ -140,3 +149,8 @@ def test_runs_are_done_once_and_what_is_missing_later(plan, tmp_path):
     go("dense-full-s1000-" + wanted[0].name.rpartition("-")[2])
     assert first.stat().st_mtime_ns == written
     assert sorted(path.stem for path in first.parent.glob("*.json")) == sorted(run.name for run in wanted)
+    (tmp_path / "earlier").mkdir()
+    rows = [json.loads(path.read_text()) for path in first.parent.glob("*.json")]
+    (tmp_path / "earlier" / "runs.json").write_text(json.dumps({"environments": [], "runs": rows}))
+    go(wanted[0].name, "elsewhere", "--earlier", tmp_path / "earlier")
+    assert not list((tmp_path / "elsewhere" / "runs").iterdir())

@@ -3,7 +3,8 @@
     python benchmarks/study --data FOLDER --output FOLDER [--model FOLDER] [--workers 5] [--minutes 9] [--phases main]
 
 Runs go to `--workers` processes for each GPU (one on a CPU). A finished run is a JSON file and a file of every query's
-score; the same command goes on with what is missing, so the study can be stopped at any time. `tables.py` makes tables.
+score; the same command goes on with what is missing, so the study can be stopped at any time. With `--earlier
+docs/results/study` it goes on with the runs of another place. `tables.py` makes tables.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=1e6, help="start no run that would probably end later")
     parser.add_argument("--phases", default=",".join(plan.PHASES))
     parser.add_argument("--only", default="", help="runs whose names contain this")
+    parser.add_argument("--earlier", type=Path, help="a folder that tables.py wrote: its runs are finished, too")
     parser.add_argument("--commit")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
@@ -40,9 +42,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def results(folder: Path) -> list[dict[str, Any]]:
-    """All finished runs."""
-    return [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))]
+def results(folder: Path, earlier: Path | None = None) -> list[dict[str, Any]]:
+    """All finished runs, those of an earlier study too."""
+    before = [] if earlier is None else json.loads((earlier / "runs.json").read_text(encoding="utf-8"))["runs"]
+    return before + [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))]
 
 
 def main() -> None:
@@ -71,7 +74,7 @@ def main() -> None:
         running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     for process in running:
         process.wait()
-    found = results(asked.output)
+    found = results(asked.output, asked.earlier)
     print(dict(collections.Counter(result["run"]["phase"] for result in found)))
     failed = sorted(path.stem for path in (asked.output / "runs").glob("*.failed"))
     if failed:
@@ -107,7 +110,7 @@ def work(asked: argparse.Namespace) -> None:
 
 def next_run(asked: argparse.Namespace, wanted: list[str]) -> tuple[plan.Run | None, bool]:
     """Claim the first run that nobody has; without one, whether others are doing runs that more may follow."""
-    done = results(asked.output)
+    done = results(asked.output, asked.earlier)
     names = {result["name"] for result in done} | {path.stem for path in (asked.output / "runs").glob("*.failed")}
     unfinished: set[str] = set()
     for name in wanted:

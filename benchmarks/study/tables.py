@@ -1,10 +1,10 @@
 """The study's tables, from its finished runs.
 
-    python benchmarks/study/tables.py --runs FOLDER/runs --output docs/results/study
+    python benchmarks/study/tables.py --runs docs/results/study FOLDER/runs --output docs/results/study
 
 writes `tables.md`; `runs.json`, a line a run with its settings, means, selection statistics and the checksum of its
-scores; and `per_query.parquet`, the nDCG@10 of every query of every run. With `--runs docs/results/study`, or another
-former output, the tables are made again from these two files.
+scores; and `per_query.parquet`, the nDCG@10 of every query of every run. `--runs` takes folders of runs, and folders that
+it wrote before.
 """
 
 from __future__ import annotations
@@ -32,10 +32,13 @@ Scores = Mapping[str, Mapping[str, np.ndarray]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, nargs="+", required=True)
     parser.add_argument("--output", type=Path, required=True)
     asked = parser.parse_args()
-    rows, scores = read(asked.runs)
+    rows, scores = [], {}
+    for folder in asked.runs:
+        some_rows, some_scores = read(folder)
+        rows, scores = rows + some_rows, scores | some_scores
     asked.output.mkdir(parents=True, exist_ok=True)
     write_rows(asked.output / "runs.json", rows)
     write_scores(asked.output / "per_query.parquet", scores)
