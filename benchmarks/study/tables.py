@@ -3,8 +3,8 @@
     python benchmarks/study/tables.py --runs docs/results/study FOLDER/runs --output docs/results/study
 
 writes `tables.md`; `runs.json`, a line a run with its settings, means, selection statistics and the checksum of its
-scores; and `per_query.parquet`, the nDCG@10 of every query of every run. `--runs` takes folders of runs, and folders that
-it wrote before.
+scores; and `per_query.parquet`, the nDCG@10 of every query of every run. `--runs` takes folders of runs, and such
+outputs.
 """
 
 from __future__ import annotations
