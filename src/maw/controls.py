@@ -13,6 +13,7 @@ Source: method.md section 5; Liu et al. 2022, Few-Shot Parameter-Efficient Fine-
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,7 @@ from maw.shapes import repeat_heads
 __all__ = ["Control", "IA3Key", "LinearGate", "LogitDropout", "make_control"]
 
 
-class Control(nn.Module):
+class Control(nn.Module, ABC):
     """A layer's attention as `maw.DepthAttention` is called, without depths.
 
     Args:
@@ -44,6 +45,7 @@ class Control(nn.Module):
         self.config = config
         self.heads, self.channels, self.scaling = heads, channels, scaling
 
+    @abstractmethod
     def forward(
         self,
         query: Float[Tensor, "B H Q C"],
@@ -54,7 +56,6 @@ class Control(nn.Module):
         attend: Callable[..., Any],
     ) -> Any:
         """What `attend`, the host's attention, makes of a changed query or of logits with something added."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """Heads and channels."""

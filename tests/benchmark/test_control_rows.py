@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
 
-from maw.benchmark.variants import VARIANTS
+import maw
+from maw.benchmark.variants import LOGIT_DROPOUT, VARIANTS
 from maw.cli import main
 from maw.controls import CONTROLS
+from maw.functional import transform_query
 from maw.hf.attach import carried, maw_layers
+from maw.retrieval.models import choose_device, load_encoder
+from maw.selector import depth_weights
 
 SMALL = ["--batch-size", "5", "--epochs", "1", "--max-length", "16", "--device", "cpu", "--maw-depth-dim", "8"]
 NAMES = ",".join(CONTROLS)
@@ -71,3 +78,31 @@ def test_other_ways_to_name_a_control_that_do_not_exist_are_refused(tiny_model, 
     given = ["--dataset", f"beir:{toy_data}", "--model", str(tiny_model), "--output", str(tmp_path / "model")]
     assert main(["train", "--variant", "ia3", *given, *SMALL]) == 2
     assert "ia3-key, linear-gate, logit-dropout, got 'ia3'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("tau", "share"), [(5.0, LOGIT_DROPOUT), (10.0, 0.0026)])
+def test_logit_dropout_is_matched_to_the_noise_of_depths_on_real_text(tau, share):
+    """The variance of depth noise on a logit, less the mean over keys, over the mean square logit is p / (1 - p)."""
+    file = Path(os.environ.get("MAW_DATA", "")) / "msmarco-passage-pool" / "corpus.jsonl"
+    if "MAW_DATA" not in os.environ or not file.is_file():
+        pytest.skip("MAW_DATA has no msmarco-passage-pool: name the folder that holds it")
+    lines = file.read_text(encoding="utf-8").splitlines()[::1500][:24]
+    model = load_encoder("packaged", device=choose_device("cpu"), max_length=128)
+    maw.attach(model, maw.MAWConfig())
+    (layer,) = maw_layers(model)
+    seen = []
+    layer.register_forward_pre_hook(lambda _, given, __: seen.append(given), with_kwargs=True)
+    noise = square = 0.0
+    with torch.no_grad():
+        for line in lines:  # one at a time: no padding
+            model.encode([json.loads(line)["text"]])
+            query, key = seen.pop()[:2]
+            logit = layer.scaling * query @ key.mT
+            weight = depth_weights(torch.zeros(8, layer.config.depth), selection="gumbel", tau=tau, training=True)
+            noisy = transform_query(
+                query.expand(8, -1, -1, -1), layer.query_views, layer.key_views, weight, scale=layer.scale
+            )
+            added = noisy @ key.mT - logit
+            noise += float((added - added.mean(dim=-1, keepdim=True)).square().mean(dim=0).sum())
+            square += float(logit.square().sum())
+    assert noise / square == pytest.approx(share / (1 - share), rel=0.1)
