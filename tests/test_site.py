@@ -174,7 +174,9 @@ def test_a_browser_asks_for_nothing_but_the_sites_own_files(site):
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
-        for path in sorted(site.rglob("*.html")):
+        page.goto(address)
+        page.wait_for_url(f"{address}docs/index.html")  # the first page leads on by itself
+        for path in sorted(set(site.rglob("*.html")) - {site / "index.html"}):
             page.goto(address + path.relative_to(site).as_posix(), wait_until="load")
         page.goto(f"{address}search.html?q=attach")
         page.get_by_role("link", name="maw.hf.attach.attach", exact=True).first.wait_for()
