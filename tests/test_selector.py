@@ -93,13 +93,26 @@ def test_the_noisy_choice_follows_the_policy(mode, tau):
     assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
 
 
-def test_noise_is_gumbel_before_the_temperature():
+@pytest.mark.parametrize("noise", [1.0, 0.1])
+def test_noise_is_gumbel_before_the_temperature(noise):
     tau = 5.0
     logits = draw_logits(1)
-    log_weight = depth_weights(logits.expand(20_000, -1), selection="gumbel", tau=tau, training=True).log()
+    settings = {"selection": "gumbel", "tau": tau, "training": True, "noise": noise}
+    log_weight = depth_weights(logits.expand(20_000, -1), **settings).log()
     # the difference of two Gumbel variables is logistic
-    noise = tau * (log_weight[:, 2] - log_weight[:, 7]) - (logits[0, 2] - logits[0, 7])
-    assert scipy.stats.kstest(noise.numpy(), "logistic").pvalue > 1e-3
+    drawn = tau * (log_weight[:, 2] - log_weight[:, 7]) - (logits[0, 2] - logits[0, 7])
+    assert scipy.stats.kstest(drawn.numpy() / noise, "logistic").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["gumbel", "hard"])
+def test_the_factor_on_the_noise_is_no_factor_on_the_gradient(mode):
+    gradients = []
+    for noise in (1.0, 0.25):
+        torch.manual_seed(5)
+        logits = (noise * draw_logits()).requires_grad_()
+        weight = depth_weights(logits, selection=mode, tau=3.0 * noise, training=True, noise=noise)
+        gradients.append(noise * torch.autograd.grad(weight[:, 0].sum(), logits)[0])
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("mode", ["gumbel", "hard"])

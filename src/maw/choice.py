@@ -55,7 +55,7 @@ def choose(
     >>> choose(torch.zeros(2, 3), zeros, zeros, MAWConfig(depth=5, group_size=4), tau=10.0).depth_index.shape
     torch.Size([2, 4])
     """
-    weight = depth_weights(logits, selection=config.selection, tau=tau, training=True)
+    weight = depth_weights(logits, selection=config.selection, tau=tau, training=True, noise=config.noise)
     if config.estimator == "exact":
         depth_index = torch.arange(config.depth, device=state.device).expand(state.shape[0], -1)
     else:

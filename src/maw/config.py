@@ -39,6 +39,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "kl_weight": 0.0,
         "auxiliary_weight": 0.003,
         "learning_rate": 1e-3,
+        "calibrate": False,
     },
 }
 
@@ -57,6 +58,7 @@ class MAWConfig:
         scale: the factor on the mixed scores in (4). None is `scaling * D * C**2`, the exact start.
         selection: how policy logits become depth weights: `"gumbel"`, `"softmax"`, `"hard"`, `"uniform"`.
         tau: temperature of that softmax, the same in training and in evaluation.
+        noise: factor on the Gumbel noise of training.
         tau_start: tau at the first training step, from where it goes to `tau` in equal steps; None is `tau` throughout.
             Between steps, as in evaluation on dev, and in the saved model it is `tau`.
         reward: what a depth choice is worth: `"entropy"`, minus the normalised attention entropy of its slice;
@@ -75,6 +77,8 @@ class MAWConfig:
         kl_weight: weight of KL(policy || uniform) inside the auxiliary loss.
         entropy_weight: weight of the policy-entropy bonus inside the auxiliary loss.
         learning_rate: learning rate of MAW's own parameters.
+        calibrate: whether training begins by looking at some texts, so that the selector starts with states that tell
+            them apart (`maw.hf.calibration`).
         seed: seed of the random parts of the views.
         kernels: what computes: `"auto"` (Triton kernels on a CUDA device by the rule in `maw.kernels`, else PyTorch),
             `"torch"`, or `"triton"`, which is an error where it cannot run.
@@ -99,6 +103,7 @@ class MAWConfig:
     scale: float | None = None
     selection: Selection = "gumbel"
     tau: float = 10.0
+    noise: float = 1.0
     tau_start: float | None = None
     reward: Reward = "entropy"
     retrieval_weight: float = 1.0
@@ -112,6 +117,7 @@ class MAWConfig:
     kl_weight: float = 1.0
     entropy_weight: float = 0.0
     learning_rate: float = 1e-4
+    calibrate: bool = True
     seed: int = 0
     kernels: Kernels = "auto"
     mechanism: Mechanism = "maw"
@@ -142,11 +148,12 @@ class MAWConfig:
         _check_integer("seed", self.seed, least=0)
         if self.num_heads is not None:
             _check_integer("num_heads", self.num_heads, least=1)
-        for name in ("tau", "clip"):
+        for name in ("tau", "noise", "clip"):
             _check_number(name, getattr(self, name), above=0.0)
         self._check_updates()
-        if not isinstance(self.train_views, bool):
-            raise MAWError(f"train_views must be True or False, got {self.train_views!r}")
+        for name in ("train_views", "calibrate"):
+            if not isinstance(getattr(self, name), bool):
+                raise MAWError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.scale is not None:
             _check_number("scale", self.scale, above=0.0)
         if self.tau_start is not None:

@@ -166,7 +166,8 @@ class DepthAttention(nn.Module):
     def weights(self, state: Float[Tensor, "B S"]) -> Float[Tensor, "B D"]:
         """Depth weights chosen for these states: noisy in training mode, the noise-free limit in evaluation mode."""
         logits = self._logits(state)
-        return depth_weights(logits, selection=self.config.selection, tau=self.tau, training=self.training)
+        settings = {"selection": self.config.selection, "tau": self.tau, "noise": self.config.noise}
+        return depth_weights(logits, training=self.training, **settings)
 
     @property
     def tau(self) -> float:

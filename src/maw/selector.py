@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -38,13 +40,13 @@ def token_mean(query: Float[Tensor, "B H Q C"], mask: Bool[Tensor, "B Q"] | None
 
 
 def depth_weights(
-    logits: Float[Tensor, "B D"], *, selection: Selection, tau: float, training: bool
+    logits: Float[Tensor, "B D"], *, selection: Selection, tau: float, training: bool, noise: float = 1.0
 ) -> Float[Tensor, "B D"]:
     """Depth weights from policy logits; evaluation is the noise-free limit of training, with the same tau.
 
-        gumbel     softmax((logits + Gumbel noise) / tau) in training, softmax(logits / tau) in evaluation
+        gumbel     softmax((logits + noise * Gumbel) / tau) in training, softmax(logits / tau) in evaluation
         softmax    softmax(logits / tau)
-        hard       one-hot of the largest (logits + noise) in training, of the largest logit in evaluation,
+        hard       one-hot of the largest (logits + noise * Gumbel) in training, of the largest logit in evaluation,
                    with the soft weights' gradient (straight-through); not an exact start
         uniform    1 / D
 
@@ -53,6 +55,8 @@ def depth_weights(
         selection: one of the above.
         tau: temperature.
         training: whether noise is drawn.
+        noise: factor on the Gumbel noise. With 1 a training weight is a Gumbel-Softmax of softmax(logits); with less
+            noise at a smaller tau the weights stay as calm and follow the policy further.
 
     Returns:
         (B, D), rows sum to 1.
@@ -66,7 +70,7 @@ def depth_weights(
         return torch.full_like(logits, 1.0 / logits.shape[-1])
     noisy = training and selection in ("gumbel", "hard")
     if noisy:
-        return F.gumbel_softmax(logits, tau=tau, hard=selection == "hard", dim=-1)
+        return F.gumbel_softmax(logits / noise, tau=tau / noise, hard=selection == "hard", dim=-1)
     soft = (logits / tau).softmax(dim=-1)
     if selection == "hard":
         one_hot = F.one_hot(soft.argmax(dim=-1), soft.shape[-1]).to(soft.dtype)
@@ -96,6 +100,23 @@ class Selector(nn.Module):
         nn.init.zeros_(uniform.bias)
         self.policy_network = nn.Sequential(nn.Linear(state_size, 2 * state_size), nn.GELU(), uniform)
         self.value_network = nn.Sequential(nn.Linear(state_size, state_size), nn.GELU(), nn.Linear(state_size, 1))
+
+    @torch.no_grad()
+    def standardise(self, mean: Float[Tensor, " S"], variance: Float[Tensor, " S"]) -> None:
+        """Let both networks start as if the state had this mean and variance taken out (`maw.hf.calibration`).
+
+        A channel that hardly varies, by less than a tenth of the deviation of all, counts as varying by so much.
+
+        Args:
+            mean: of the state's channels over texts, (S,).
+            variance: likewise.
+        """
+        deviation = (variance + 0.01 * variance.mean()).sqrt()
+        for network in (self.policy_network, self.value_network):
+            first: Any = network[0]
+            weight = first.weight / deviation
+            first.bias.copy_(first.bias - weight @ mean)
+            first.weight.copy_(weight)
 
     def policy(self, state: Float[Tensor, "B S"]) -> Float[Tensor, "B D"]:
         """Policy logits, (B, D)."""

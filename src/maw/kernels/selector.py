@@ -1,7 +1,7 @@
 """The selector in two launches: hidden units of both networks, then depth weights, sampled depths and value.
 
     hidden     h = [W1 state + b1 of the policy | of the value network]                        (B, 2 S + S)
-    choose     logits = W2 gelu(h) + b2,  value likewise,  w = softmax((logits - log E_0) / tau)
+    choose     logits = W2 gelu(h) + b2,  value likewise,  w = softmax((logits - noise log E_0) / tau)
                d_m = argmax_d pi_d / E_md, m = 1..G
 
 -log E is Gumbel noise where E is exponential, and the first of D clocks with rates pi to ring is a draw from pi.
@@ -105,6 +105,7 @@ def _choose(
     stride,
     ledger_stride,
     tau,
+    factor,
     STATE: tl.constexpr,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
@@ -129,7 +130,7 @@ def _choose(
     if noise is not None:
         noise += text.to(tl.int64) * (GROUP + 1) * DEPTH
     if NOISY:
-        noisy -= tl.log(tl.load(noise + depth, mask=inside, other=1.0))
+        noisy -= factor * tl.log(tl.load(noise + depth, mask=inside, other=1.0))
     noisy = noisy / tau
     noisy = tl.exp(noisy - tl.max(noisy, axis=0))
     tl.store(ledger + depth, noisy / tl.sum(noisy, axis=0), mask=inside)
@@ -179,16 +180,16 @@ def _hidden_plan(texts: int, stride: int, size: int, with_value: bool) -> Plan:
 
 @lru_cache(PLANS)
 def _choose_plan(
-    texts: int, strides: tuple[int, int], tau: float, size: int, depth: int, group: int, noisy: bool
+    texts: int, strides: tuple[int, int], tau: float, factor: float, size: int, depth: int, group: int
 ) -> Plan:
     return Plan(
         _choose,
         (texts, 1, 1),
-        (*strides, tau),
+        (*strides, tau, factor),
         STATE=size,
         DEPTH=depth,
         GROUP=group,
-        NOISY=noisy,
+        NOISY=factor > 0,
         BLOCK_D=triton.next_power_of_2(depth),
         BLOCK_U=units_at_a_time(depth),
     )
@@ -211,21 +212,21 @@ def write_choice(
     ledger: Ledger,
     *,
     tau: float,
-    noisy: bool,
+    factor: float,
 ) -> None:
     """Write the depth weights; with `noise` also logits, value and G sampled depths.
 
     Args:
         hidden: h.
         weights: the selector's parameters.
-        noise: standard exponential numbers; the first row of a text is for its depth weights, if they are `noisy`.
+        noise: standard exponential numbers; the first row of a text is for its depth weights.
         ledger: where to.
         tau: temperature of the weights.
-        noisy: whether the weights are Gumbel-Softmax.
+        factor: on the weights' Gumbel noise; 0 leaves them without.
     """
     rows, depth, group = ledger
     strides, size = (hidden.stride(0), rows.stride(0)), weights.value_hidden.shape[1]
-    _choose_plan(len(hidden), strides, tau, size, depth, group, noisy)(
+    _choose_plan(len(hidden), strides, tau, factor, size, depth, group)(
         hidden, weights[2], weights[3], weights[6], weights[7], noise, rows
     )
 

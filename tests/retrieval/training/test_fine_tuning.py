@@ -13,6 +13,7 @@ from toys import SETTINGS, columns, encoder, small_disk, toy
 import maw
 from maw.errors import MAWError
 from maw.hf.attach import maw_layers
+from maw.hf.calibration import calibrating
 from maw.retrieval.evaluation.development import DevEvaluator
 from maw.retrieval.training.checkpoints import last_checkpoint
 from maw.retrieval.training.fine_tuning import count_parameters, train
@@ -320,3 +321,18 @@ def test_gradient_checkpointing_trains_the_policy_too(tmp_path):
     train(model, toy(), tmp_path, TrainingSettings(epochs=1, batch_size=4, max_length=16, gradient_checkpointing=True))
     weight = maw_layers(model)[0].selector.policy_network[-1].weight
     assert float(weight.detach().abs().max()) > 0
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_training_begins_by_calibrating_if_the_settings_say_so(tmp_path, calibrate):
+    models = [encoder(maw.MAWConfig(depth=5, calibrate=calibrate, learning_rate=0.0)) for _ in range(2)]
+    first = [maw_layers(model)[0].selector.policy_network[0] for model in models]
+    texts = toy().queries | toy().documents
+    pairs = toy().training_pairs(SETTINGS.positives_per_query, SETTINGS.seed)
+    with calibrating(models[1]):
+        models[1].encode([texts[name] for pair in pairs for name in pair], show_progress_bar=False)
+    raw = encoder(maw.MAWConfig(depth=5))
+    train(models[0], toy(), tmp_path, SETTINGS)
+    expected = first[1] if calibrate else maw_layers(raw)[0].selector.policy_network[0]
+    torch.testing.assert_close(first[0].weight, expected.weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(first[0].bias, expected.bias, rtol=1e-5, atol=1e-5)

@@ -25,6 +25,7 @@ from transformers import PrinterCallback, ProgressCallback
 
 from maw.errors import MAWError
 from maw.hf.attach import carried, maw_layers
+from maw.hf.calibration import calibrating
 from maw.progress import showing
 from maw.retrieval.evaluation.development import METRIC, DevEvaluator
 from maw.retrieval.models import fingerprint
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from maw.retrieval.data.dataset import RetrievalDataset
 
 __all__ = ["count_parameters", "train"]
+
+CALIBRATION_PAIRS = 128
+"""So many training pairs tell a selector what its states are like."""
 
 
 def train(
@@ -107,7 +111,8 @@ def train(
         mini_batch_size=settings.mini_batch_size,
         gather=processes > 1,
     )
-    some = pairs[:: max(1, len(pairs) // 4)][:4]
+    if checkpoint is None:
+        _calibrate(model, _texts_of(dataset, pairs, CALIBRATION_PAIRS))
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -117,7 +122,7 @@ def train(
         batches=batches,
         log_file=log_file,
         data=data,
-        probe_texts=[text for q, d in some for text in (dataset.queries[q], dataset.documents[d])],
+        probe_texts=_texts_of(dataset, pairs, 4),
     )
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -237,6 +242,19 @@ def _resume(
         found = [checkpoint, shorten_log(log_file, step, arguments.world_size)]
     checkpoint, data = broadcast_object_list(found)
     return checkpoint, data[arguments.process_index]
+
+
+def _texts_of(dataset: RetrievalDataset, pairs: Sequence[tuple[str, str]], number: int) -> list[str]:
+    """Queries and documents of some pairs, from all over the training set."""
+    some = pairs[:: max(1, len(pairs) // number)][:number]
+    return [text for q, d in some for text in (dataset.queries[q], dataset.documents[d])]
+
+
+def _calibrate(model: SentenceTransformer, texts: list[str]) -> None:
+    """The same in every process: all encode the same texts by the same weights."""
+    if any(layer.config.calibrate for layer in maw_layers(model)):
+        with calibrating(model):
+            model.encode(texts, show_progress_bar=False)
 
 
 def _check_batch(name: str, pairs: int, batch_size: int, processes: int) -> None:
