@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -10,11 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
+
+import maw
+from maw.module import DepthAttention
+from maw.views import frame_views, spectral_views
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "benchmarks" / "study"
 RESULTS = ROOT / "docs" / "results" / "study"
-OWN = ("plan", "data", "scores", "tables", "training")
+OWN = ("plan", "data", "finer", "scores", "tables", "training")
 
 
 @pytest.fixture
@@ -22,10 +28,11 @@ def modules():
     """The study's modules by name; nobody else sees them."""
     sys.path.insert(0, str(FOLDER))
     try:
+        import finer
         import plan
         import tables
 
-        yield {"plan": plan, "tables": tables}
+        yield {"plan": plan, "tables": tables, "finer": finer}
     finally:
         sys.path.remove(str(FOLDER))
         for name in OWN:
@@ -35,6 +42,11 @@ def modules():
 @pytest.fixture
 def plan(modules):
     return modules["plan"]
+
+
+@pytest.fixture
+def finer(modules):
+    return modules["finer"]
 
 
 def finished(plan, run, value):
@@ -154,3 +166,59 @@ def test_runs_are_done_once_and_what_is_missing_later(plan, tmp_path):
     (tmp_path / "earlier" / "runs.json").write_text(json.dumps({"environments": [], "runs": rows}))
     go(wanted[0].name, "elsewhere", "--earlier", tmp_path / "earlier")
     assert not list((tmp_path / "elsewhere" / "runs").iterdir())
+
+
+def test_the_default_is_the_best_on_dev_of_the_recipes_that_work(plan):
+    done = [finished(plan, run, 0.5) for run in plan.phase("tuning", [])]
+    usage = {"dead": (0.4, 0.5), "ignorant": (1.0, 0.009), "working": (0.5, 0.01), "better": (1.0, 0.02)}
+    named = dict(zip(plan.RECIPES, usage, strict=False))
+    value = {"dead": 0.9, "ignorant": 0.8, "working": 0.6, "better": 0.7}
+    for run in plan.phase("recipes", done):
+        if run.option in named:
+            alive, information = usage[named[run.option]]
+            layer = {"depths alive by weight": alive, "information of weights, nat": information}
+            row = finished(plan, run, value[named[run.option]])
+            done.append(row | {"selection": {run.train: {"layers": [layer]}}})
+    chosen = {run.option for run in plan.phase("default", done)}
+    assert [named[option] for option in chosen] == ["better"]
+    hopeless = [row for row in done if named.get(row["run"]["option"]) not in ("working", "better")]
+    assert {named[run.option] for run in plan.phase("default", hopeless)} == {"dead"}
+
+
+@pytest.mark.parametrize("depth", [5, 8, 19])
+@pytest.mark.parametrize("weights_per", ["head", "token", "head and token"])
+def test_finer_weights_are_those_of_the_sum_over_depths(finer, weights_per, depth):
+    torch.manual_seed(0)
+    config = maw.MAWConfig(depth=depth, selection="softmax", tau=1.0)
+    views = spectral_views(*torch.randn(2, 3, 8, 24, dtype=torch.float64), depth, scaling=0.3, seed=0)
+    layer = DepthAttention(config, views, scaling=0.3).double().eval()
+    finer.refine(layer, weights_per)
+    query, key, value = torch.randn(3, 2, 3, 7, 8, dtype=torch.float64)
+    mask = torch.arange(7) < torch.tensor([[7], [4]])
+    found = layer(query, key, value, mask, attend=lambda transformed: transformed)
+    torch.testing.assert_close(found, query, rtol=0, atol=1e-6)  # views are made in float32
+    torch.nn.init.normal_(layer.selector.policy_network[-1].weight)
+    found = layer(query, key, value, mask, attend=lambda transformed: transformed)
+    states = query.transpose(1, 2).flatten(2)
+    if weights_per == "head":
+        states = torch.stack([(row * own[:, None]).sum(0) / own.sum() for row, own in zip(states, mask, strict=True)])
+        states = states[:, None].expand(-1, 7, -1)
+    for text, head, token in itertools.product(range(2), range(3), range(7)):
+        own = slice(0, depth) if weights_per == "token" else slice(head * depth, (head + 1) * depth)
+        weight = layer.selector.policy(states[text, token][None])[0, own].softmax(dim=-1)
+        form = torch.einsum("d,dc,de->ce", weight, layer.query_views[head], layer.key_views[head])
+        form = form * layer.scale / 0.3 / 64
+        if layer.constant is not None:
+            form = form + layer.constant[head] / 0.3
+        expected = query[text, head, token] @ form
+        torch.testing.assert_close(found[text, head, token], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_finer_weights_learn_from_the_training_loss_and_need_a_known_name(finer):
+    layer = DepthAttention(maw.MAWConfig(depth=5), frame_views(2, 4, 5, scaling=0.5))
+    with pytest.raises(ValueError, match="got 'query'"):
+        finer.refine(layer, "query")
+    finer.refine(layer, "token")
+    layer(*torch.randn(3, 2, 2, 7, 4)).square().sum().backward()
+    assert layer.selector.policy_network[-1].weight.grad.abs().max() > 0
+    assert layer.collect() == {}

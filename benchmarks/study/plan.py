@@ -1,6 +1,8 @@
 """Which runs the study has, and in which order. Later phases use what earlier ones found, on dev splits alone.
 
 tuning      dense twins: learning rate, epochs, batch; one seed that no other run has
+recipes     candidates for MAW's default, on two training sets
+default     the one that is best on dev, of those whose selection works, on the other training sets
 options     MAW's settings, on two training sets, at its dense twin's best settings
 main        every variant on every training set, five seeds
 best        the options that were best on dev, as `main`
@@ -37,8 +39,13 @@ RESTS_ON: dict[str, set[str]] = {
 }
 LEARNING_RATES = {"full": (2e-5, 5e-5, 1e-4, 2e-4), "lora": (2e-4, 5e-4, 1e-3, 2e-3)}
 
-BEGAN: dict[str, Any] = {"tau": 5.0, "kl_weight": 0.0, "auxiliary_weight": 0.003, "learning_rate": 1e-3}
+BEGAN: dict[str, Any] = {
+    "tau": 5.0, "kl_weight": 0.0, "auxiliary_weight": 0.003, "learning_rate": 1e-3, "calibrate": False,
+}  # fmt: skip
 """The default recipe when the study began: a run's own settings change this."""
+
+CLOSE: dict[str, Any] = {"tau": 1.0, "noise": 0.05}
+"""Weights that follow the policy, and are as calm in training as at tau 20."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -75,18 +82,35 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "views fixed": {"train_views": False},
     "learning rate 1e-4": {"learning_rate": 1e-4},
     "learning rate 3e-3": {"learning_rate": 3e-3},
+    "calibrated": {"calibrate": True},
+    "weights per head": {"weights per": "head", "tau": 10.0},
+    "weights per token": {"weights per": "token", "tau": 10.0},
+    "weights per head and token": {"weights per": "head and token", "tau": 10.0},
+    "weights per head, tau 1, noise .05": {"weights per": "head", **CLOSE},
+    "weights per token, tau 1, noise .05": {"weights per": "token", **CLOSE},
+    "weights per head and token, tau 1, noise .05": {"weights per": "head and token", **CLOSE},
     "logit dropout .05": {"mechanism": "logit-dropout", "logit_dropout": 0.05},
     "logit dropout .3": {"mechanism": "logit-dropout", "logit_dropout": 0.3},
 }  # fmt: skip
 
 
 GENTLE: dict[str, Any] = {"tau": 10.0, "kl_weight": 1.0}
+INFORMED: dict[str, Any] = {"kl_weight": 1.0, "learning_rate": 3e-4, "auxiliary_weight": 0.03, "calibrate": True}
 RECIPES: dict[str, dict[str, Any]] = {
     "gentle 3e-4": {**GENTLE, "learning_rate": 3e-4},
     "gentle 3e-4, reward .03": {**GENTLE, "learning_rate": 3e-4, "auxiliary_weight": 0.03},
     "gentle 1e-4, reward .03": {**GENTLE, "learning_rate": 1e-4, "auxiliary_weight": 0.03},
     "gentle 3e-4, retrieval .03": {**GENTLE, "learning_rate": 3e-4, "auxiliary_weight": 0.03, "reward": "retrieval"},
+    "informed, tau 10": {**INFORMED, "tau": 10.0},
+    "informed, tau 20": {**INFORMED, "tau": 20.0},
+    "informed, tau 3, noise .15": {**INFORMED, "tau": 3.0, "noise": 0.15},
+    "informed, tau 1, noise .1": {**INFORMED, "tau": 1.0, "noise": 0.1},
+    "informed, tau 1, noise .05": {**INFORMED, **CLOSE},
+    "informed, tau 1, noise .05, KL 2": {**INFORMED, **CLOSE, "kl_weight": 2.0},
+    "informed, tau 1, noise .05, retrieval": {**INFORMED, **CLOSE, "reward": "retrieval"},
+    "informed, tau 1, noise .05, no reward": {**INFORMED, **CLOSE, "auxiliary_weight": 0.0},
 }
+"""Gentle ones, and ones whose selector begins calibrated and whose weights follow it more or less closely."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +184,29 @@ def _recipes(results: Sequence[Any]) -> Iterable[Run]:
 
 
 def _default(results: Sequence[Any]) -> Iterable[Run]:
-    option = max(RECIPES, key=lambda name: _mean_dev(results, "recipes", name))
+    working = [name for name in RECIPES if works(results, name)]
+    option = max(working or RECIPES, key=lambda name: _mean_dev(results, "recipes", name))
     rows = [("nfcorpus", "maw-lora"), ("nq-qed", "maw-full"), ("nq-qed", "maw-lora"), ("mixed", "maw-full")]
     rows += [("tldr-commands", "maw-full"), ("tldr-commands", "maw-lora"), ("mixed", "maw-lora")]
     for (train, variant), seed in itertools.product(rows, SEEDS):
         settings = tuned(results, train, variant.removeprefix("maw-"))
         yield Run("default", train, variant, seed, **settings, maw=RECIPES[option], option=option)
+
+
+def works(results: Sequence[Mapping[str, Any]], option: str) -> bool:
+    """Whether a recipe's weights keep half of the depths alive in every run, and depend on the text: .01 nat on
+    average."""
+    runs = [
+        [layer for own in result["selection"].values() for layer in own["layers"]]
+        for result in results
+        if (result["run"]["phase"], result["run"]["option"]) == ("recipes", option)
+    ]
+    layers = [layer for run in runs for layer in run]
+    return (
+        bool(layers)
+        and min(layer["depths alive by weight"] for layer in layers) >= 0.5
+        and statistics.mean(layer["information of weights, nat"] for layer in layers) >= 0.01
+    )
 
 
 def _mean_dev(results: Sequence[Any], phase: str, option: str) -> float:

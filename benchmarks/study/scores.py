@@ -22,6 +22,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from maw.hf.attach import maw_layers
+from maw.module import DepthAttention
 from maw.retrieval.evaluation.measures import evaluate
 from maw.retrieval.ranking.runs import rank_documents
 from maw.retrieval.ranking.search import search
@@ -37,7 +38,7 @@ PerQuery = dict[str, dict[str, float]]
 def measure(
     model: SentenceTransformer, data: Path, device: torch.device, *, trained_on: str, everything: bool
 ) -> tuple[PerQuery, dict[str, Any]]:
-    """nDCG@10 of every query by `domain/split`, and the statistics of the selection (empty without MAW).
+    """nDCG@10 of every query by `domain/split`, and the statistics of the selection (empty without one a text).
 
     Args:
         trained_on: a domain, `mixed`, or nothing.
@@ -49,7 +50,7 @@ def measure(
     per_query: PerQuery = {}
     selection: dict[str, Any] = {}
     layers = maw_layers(model)
-    chooses = [layer for layer in layers if layer.config.selection != "uniform"]
+    chooses = [layer for layer in layers if layer.config.selection != "uniform" and type(layer) is DepthAttention]
     for name in names:
         found = study_data.domain(name, data, model.tokenizer)
         documents = study_data.encode(model, found.documents, device)

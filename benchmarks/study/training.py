@@ -17,6 +17,7 @@ from typing import Any
 import data as study_data
 import numpy as np
 import torch
+from finer import refine
 from plan import BEGAN, Run
 from scores import measure
 from sentence_transformers import SentenceTransformer
@@ -25,7 +26,7 @@ from transformers import BertConfig, BertModel, set_seed
 from maw.benchmark.resources import describe_environment
 from maw.benchmark.variants import VARIANTS
 from maw.commands import quiet_libraries
-from maw.hf.attach import attach
+from maw.hf.attach import attach, maw_layers
 from maw.hf.lora import lora_config
 from maw.retrieval.aside import write_json
 from maw.retrieval.models import fingerprint, load_encoder
@@ -102,7 +103,9 @@ def do_run(run: Run, asked: argparse.Namespace, device: torch.device) -> None:
 
 def _train(model: SentenceTransformer, run: Run, asked: argparse.Namespace) -> dict[str, Any]:
     variant = VARIANTS[run.variant]
-    config = variant.maw_config({"seed": run.seed, **BEGAN, **run.maw})
+    changes = dict(run.maw)
+    weights_per = changes.pop("weights per", None)
+    config = variant.maw_config({"seed": run.seed, **BEGAN, **changes})
     settings = TrainingSettings(
         learning_rate=run.learning_rate,
         epochs=run.epochs,
@@ -114,6 +117,8 @@ def _train(model: SentenceTransformer, run: Run, asked: argparse.Namespace) -> d
     set_seed(run.seed)
     if config is not None:
         attach(model, config)
+    for layer in maw_layers(model) if weights_per else []:
+        refine(layer, weights_per)
     if variant.tuning == "lora":
         model.add_adapter(lora_config(model))
     found = {"parameters": count_parameters(model), "maw": None if config is None else config.to_dict()}
