@@ -12,6 +12,7 @@ from maw.errors import MAWError
 if TYPE_CHECKING:
     from maw import functional, reference
     from maw.hf.attach import Attachment, attach, detach
+    from maw.hf.calibration import calibrating
     from maw.hf.fold import fold
     from maw.hf.lora import lora_config, merge_lora
     from maw.hf.model import MAWModel
@@ -24,6 +25,7 @@ __all__ = [
     "MAWError",
     "MAWModel",
     "attach",
+    "calibrating",
     "detach",
     "fold",
     "functional",
@@ -40,6 +42,7 @@ _LAZY = {
     "DepthAttention": "maw.module",
     "MAWModel": "maw.hf.model",
     "attach": "maw.hf.attach",
+    "calibrating": "maw.hf.calibration",
     "detach": "maw.hf.attach",
     "fold": "maw.hf.fold",
     "lora_config": "maw.hf.lora",

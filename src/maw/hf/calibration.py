@@ -1,12 +1,12 @@
 """Let untrained selectors begin where they can tell texts apart.
 
 A selector's state is the mean query of a text. Most of it is common to all texts: in all-MiniLM-L6-v2's last layer the
-mean over texts is 2.2 to 2.7 times as long as a text's distance from it. A policy that starts from the raw state learns
+mean over texts is 2.1 to 2.7 times as long as a text's distance from it. A policy that starts from the raw state learns
 for hundreds of steps which depths are good on the whole before it learns for which text. So training begins by looking
-at some texts and folding the state's mean and variance into the first layers of both networks, whose last layers do not
-notice: a policy that is zero stays zero.
+at some texts and folding the state's mean and variance into the first layers of both networks; a policy that is zero
+stays zero.
 
-Source: data-dependent initialisation as in Salimans and Kingma 2016, Weight Normalization, section 3.
+Source: method.md (10); data-dependent initialisation as in Salimans and Kingma 2016, Weight Normalization, section 3.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Moments:
 def calibrating(model: nn.Module) -> Generator[None]:
     """Let the untrained selectors of `model` see standardised states, by the texts that are encoded within.
 
-        W (s - mean) / deviation + b  =  (W / deviation) s + (b - (W / deviation) mean)
+        W (s - mean) / deviation + b  =  (W / deviation) s + (b - (W / deviation) mean)          (10)
 
     Selectors whose policy has been trained are left as they are. No embedding changes.
 
