@@ -106,6 +106,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "informed, tau 3, noise .15": {**INFORMED, "tau": 3.0, "noise": 0.15},
     "informed, tau 1, noise .1": {**INFORMED, "tau": 1.0, "noise": 0.1},
     "informed, tau 1, noise .05": {**INFORMED, **CLOSE},
+    "informed, tau 1, noise .05, learning rate 1e-3": {**INFORMED, **CLOSE, "learning_rate": 1e-3},
     "informed, tau 1, noise .05, KL 2": {**INFORMED, **CLOSE, "kl_weight": 2.0},
     "informed, tau 1, noise .05, retrieval": {**INFORMED, **CLOSE, "reward": "retrieval"},
     "informed, tau 1, noise .05, no reward": {**INFORMED, **CLOSE, "auxiliary_weight": 0.0},
