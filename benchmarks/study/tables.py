@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from data import DOMAINS, POOL
-from plan import CONTROLS, LEARNING_RATES, RECIPES, SETS, TUNING_SEED, dev
+from plan import CONTROLS, LEARNING_RATES, OPTIONS_ON, RECIPES, SETS, TUNING_SEED, dev
 
 from maw.benchmark.comparison import Comparison, compare, correct
 
@@ -305,7 +305,7 @@ class Study:
 
     def _options(self) -> str:
         lines = []
-        for train in ("nfcorpus", "pydocs"):
+        for train in OPTIONS_ON:
             rows = collections.defaultdict(list)
             for row in self._pick(phase="options", train=train):
                 rows[row["run"]["option"] or row["run"]["variant"]].append(row)
