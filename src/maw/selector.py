@@ -105,13 +105,19 @@ class Selector(nn.Module):
     def standardise(self, mean: Float[Tensor, " S"], variance: Float[Tensor, " S"]) -> None:
         """Let both networks start as if the state had this mean and variance taken out (`maw.hf.calibration`).
 
-        A channel that hardly varies, by less than a tenth of the deviation of all, counts as varying by so much.
+            W (s - mean) / deviation + b  =  (W / deviation) s + (b - (W / deviation) mean)          (10)
+            deviation^2 = variance + (mean of the variances) / 100 + (mean of the squared means) / 10000
+
+        so that channels which hardly vary, or texts that are all alike, are not blown up.
 
         Args:
             mean: of the state's channels over texts, (S,).
             variance: likewise.
+
+        Source: method.md (10).
         """
-        deviation = (variance + 0.01 * variance.mean()).sqrt()
+        least = 1e-2 * variance.mean() + 1e-4 * mean.square().mean()
+        deviation = (variance + least).clamp(min=torch.finfo(mean.dtype).eps).sqrt()
         for network in (self.policy_network, self.value_network):
             first: Any = network[0]
             weight = first.weight / deviation

@@ -79,7 +79,8 @@ def test_the_first_layers_equal_those_on_standardised_states():
     first = [selector.policy_network[0], selector.value_network[0]]
     states = 5 + torch.randn(50, 6, dtype=torch.float64) * torch.tensor([1, 2, 3, 4, 5, 0.0], dtype=torch.float64)
     mean, variance = states.mean(dim=0), states.var(dim=0, correction=0)
-    expected = [layer((states - mean) / (variance + variance.mean() / 100).sqrt()) for layer in first]
+    deviation = (variance + variance.mean() / 100 + mean.square().mean() / 10_000).sqrt()
+    expected = [layer((states - mean) / deviation) for layer in first]
     selector.standardise(mean, variance)
     for layer, truth in zip(first, expected, strict=True):
         torch.testing.assert_close(layer(states), truth, rtol=0, atol=1e-12)
@@ -105,6 +106,16 @@ def test_no_embedding_changes(attach):
     with calibrating(model):
         vectors(model, TEXTS)
     assert torch.equal(vectors(model, OTHERS), before)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-30, 3.0, 1e15])
+def test_texts_that_are_all_alike_blow_nothing_up(level):
+    selector = Selector(6, 4)
+    torch.nn.init.ones_(selector.policy_network[-1].weight)
+    selector.standardise(torch.full((6,), level), torch.zeros(6))
+    state = torch.tensor([[0.9, 1.0, 1.1, 1.2, 0.7, 1.0]]) * max(level, 1e-3)
+    assert all(parameter.isfinite().all() for parameter in selector.parameters())
+    assert selector.policy(state).abs().max() < 1000
 
 
 def test_a_trained_policy_is_left_alone_and_so_is_one_that_nobody_asks(attach):

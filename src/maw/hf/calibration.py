@@ -46,9 +46,8 @@ class _Moments:
 def calibrating(model: nn.Module) -> Generator[None]:
     """Let the untrained selectors of `model` see standardised states, by the texts that are encoded within.
 
-        W (s - mean) / deviation + b  =  (W / deviation) s + (b - (W / deviation) mean)          (10)
-
-    Selectors whose policy has been trained are left as they are. No embedding changes.
+    `Selector.standardise` has the equation. Selectors whose policy has been trained are left as they are. No embedding
+    changes.
 
     Args:
         model: an encoder with MAW, of Sentence Transformers or Transformers; one without is left alone.
