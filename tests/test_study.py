@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
@@ -31,8 +32,9 @@ def modules():
         import finer
         import plan
         import tables
+        import training
 
-        yield {"plan": plan, "tables": tables, "finer": finer}
+        yield {"plan": plan, "tables": tables, "finer": finer, "training": training}
     finally:
         sys.path.remove(str(FOLDER))
         for name in OWN:
@@ -178,7 +180,7 @@ def test_the_default_is_the_best_on_dev_of_the_recipes_that_work(plan):
             alive, information = usage[named[run.option]]
             layer = {"depths alive by weight": alive, "information of weights, nat": information}
             row = finished(plan, run, value[named[run.option]])
-            done.append(row | {"selection": {run.train: {"layers": [layer]}}})
+            done.append(row | {"selection": {run.train: {"layers on dev": [layer]}}})
     chosen = {run.option for run in plan.phase("default", done)}
     assert [named[option] for option in chosen] == ["better"]
     hopeless = [row for row in done if named.get(row["run"]["option"]) not in ("working", "better")]
@@ -222,3 +224,25 @@ def test_finer_weights_learn_from_the_training_loss_and_need_a_known_name(finer)
     layer(*torch.randn(3, 2, 2, 7, 4)).square().sum().backward()
     assert layer.selector.policy_network[-1].weight.grad.abs().max() > 0
     assert layer.collect() == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["informed", "informed, retrieval", "weights per token"])
+def test_a_run_is_measured_whole(modules, plan, tmp_path, option):
+    write_domain(tmp_path / "nfcorpus")
+    (tmp_path / "runs").mkdir()
+    retrieval = {**plan.OPTIONS["informed"], "reward": "retrieval"}
+    run = plan.Run("options", "nfcorpus", "maw-full", 0, 1e-4, 1, 16, maw=plan.OPTIONS.get(option, retrieval))
+    asked = argparse.Namespace(model="packaged", data=tmp_path, output=tmp_path, commit="abc")
+    modules["training"].do_run(run, asked, torch.device("cpu"))
+    rows, scores = modules["tables"].read(tmp_path / "runs")
+    assert [row["name"] for row in rows] == [run.name]
+    per_text = "per" not in option
+    kinds = {"nfcorpus/dev", "nfcorpus/test"} | (
+        {f"nfcorpus/test/{kind}" for kind in ("sampled", "fused")} if per_text else set()
+    )
+    assert set(rows[0]["means"]) == set(scores[run.name]) == kinds
+    assert rows[0]["environment"]["commit"] == "abc"
+    for kind in ("layers", "layers on dev") if per_text else ():
+        (layer,) = rows[0]["selection"]["nfcorpus"][kind]
+        assert 0 < layer["information of weights, nat"] == pytest.approx(layer["information of policy, nat"], rel=1e-3)

@@ -5,8 +5,9 @@ Rankings are by noise-free weights. Beside them, on the domains it was trained o
     sampled    queries and documents encoded with the noisy weights of training; the selection's gap is the difference
     fused      a query's vector is the mean over `CHOICES` noisy ones, documents noise-free: depth as an ensemble
 
-and of every MAW layer, over test queries and documents: the smallest mean weight of a depth times D, the share of
-depths with a mean of at least 1 / (4 D), the mutual information of depth and text under policy and weights, in nats.
+and of every MAW layer, over documents and test queries (and dev queries, for choices): the smallest mean weight of a
+depth times D, the share of depths with a mean of at least 1 / (4 D), the mutual information of depth and text under
+policy and weights, in nats.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from maw.hf.attach import maw_layers
+from maw.hf.listening import listening
 from maw.module import DepthAttention
 from maw.retrieval.evaluation.measures import evaluate
 from maw.retrieval.ranking.runs import rank_documents
 from maw.retrieval.ranking.search import search
-from maw.selector import token_mean
 
 __all__ = ["measure"]
 
@@ -71,7 +72,7 @@ def _scores(found: study_data.Domain, split: str, queries: Tensor, documents: Te
 
 def _selection(model: SentenceTransformer, found: study_data.Domain, documents: Tensor, device: torch.device) -> Any:
     layers = maw_layers(model)
-    policies = _policies(model, found, device)
+    policies = {split: _policies(model, found, split, device) for split in ("dev", "test")}
     for layer in layers:
         layer.train()
     try:
@@ -82,39 +83,29 @@ def _selection(model: SentenceTransformer, found: study_data.Domain, documents: 
         for layer in layers:
             layer.eval()
             layer.collect()
-            layer.pending.clear()
     fused = torch.nn.functional.normalize(torch.stack(noisy).mean(dim=0), dim=-1)
     return {
         "sampled": _scores(found, "test", noisy[0], noisy_documents),
         "fused": _scores(found, "test", fused, documents),
-        "layers": policies,
+        "layers": policies["test"],
+        "layers on dev": policies["dev"],
     }
 
 
-def _policies(model: SentenceTransformer, found: study_data.Domain, device: torch.device) -> list[Mapping[str, float]]:
+def _policies(
+    model: SentenceTransformer, found: study_data.Domain, split: str, device: torch.device
+) -> list[Mapping[str, float]]:
     layers = [layer for layer in maw_layers(model) if layer.config.selection != "uniform"]
-    logits: list[list[Tensor]] = [[] for _ in layers]
+    logits: dict[DepthAttention, list[Tensor]] = {layer: [] for layer in layers}
 
-    def listener(kept: list[Tensor]) -> Any:
-        def listen(layer: Any, arguments: tuple[Any, ...], _: Any) -> None:
-            query, _, _, mask = arguments
-            with torch.autocast(device.type, enabled=False):
-                kept.append(layer.selector.policy(token_mean(query, mask)).float())
+    def hear(layer: DepthAttention, query: Tensor, _: Tensor, mask: Tensor | None) -> None:
+        logits[layer].append(layer.policy_logits(query, mask))
 
-        return listen
-
-    handles = [
-        layer.register_forward_pre_hook(listener(kept), with_kwargs=True)
-        for layer, kept in zip(layers, logits, strict=True)
-    ]
-    try:
-        study_data.encode(model, found.queries["test"], device)
+    with listening(layers, hear):
+        study_data.encode(model, found.queries[split], device)
         some = study_data.Tokens(found.documents.ids[:2000], found.documents.rows[:2000])
         study_data.encode(model, some, device)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [_usage(torch.cat(kept), layer) for layer, kept in zip(layers, logits, strict=True)]
+    return [_usage(torch.cat(kept), layer) for layer, kept in logits.items()]
 
 
 def _usage(logits: Tensor, layer: Any) -> Mapping[str, float]:

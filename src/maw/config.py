@@ -39,7 +39,6 @@ RECIPES: dict[str, dict[str, Any]] = {
         "kl_weight": 0.0,
         "auxiliary_weight": 0.003,
         "learning_rate": 1e-3,
-        "calibrate": False,
     },
 }
 
@@ -58,7 +57,7 @@ class MAWConfig:
         scale: the factor on the mixed scores in (4). None is `scaling * D * C**2`, the exact start.
         selection: how policy logits become depth weights: `"gumbel"`, `"softmax"`, `"hard"`, `"uniform"`.
         tau: temperature of that softmax, the same in training and in evaluation.
-        noise: factor on the Gumbel noise of training.
+        noise: factor on the Gumbel noise of training. What it does to the weights depends on noise / tau.
         tau_start: tau at the first training step, from where it goes to `tau` in equal steps; None is `tau` throughout.
             Between steps, as in evaluation on dev, and in the saved model it is `tau`.
         reward: what a depth choice is worth: `"entropy"`, minus the normalised attention entropy of its slice;
@@ -77,8 +76,8 @@ class MAWConfig:
         kl_weight: weight of KL(policy || uniform) inside the auxiliary loss.
         entropy_weight: weight of the policy-entropy bonus inside the auxiliary loss.
         learning_rate: learning rate of MAW's own parameters.
-        calibrate: whether training begins by looking at some texts, so that the selector starts with states that tell
-            them apart (`maw.hf.calibration`).
+        calibrate: whether training by `maw.retrieval.training` begins by looking at some texts, so that the selector
+            can tell them apart from the start. In another trainer, use `maw.calibrating`.
         seed: seed of the random parts of the views.
         kernels: what computes: `"auto"` (Triton kernels on a CUDA device by the rule in `maw.kernels`, else PyTorch),
             `"torch"`, or `"triton"`, which is an error where it cannot run.
@@ -117,7 +116,7 @@ class MAWConfig:
     kl_weight: float = 1.0
     entropy_weight: float = 0.0
     learning_rate: float = 1e-4
-    calibrate: bool = True
+    calibrate: bool = False
     seed: int = 0
     kernels: Kernels = "auto"
     mechanism: Mechanism = "maw"
@@ -148,7 +147,7 @@ class MAWConfig:
         _check_integer("seed", self.seed, least=0)
         if self.num_heads is not None:
             _check_integer("num_heads", self.num_heads, least=1)
-        for name in ("tau", "noise", "clip"):
+        for name in ("tau", "clip"):
             _check_number(name, getattr(self, name), above=0.0)
         self._check_updates()
         for name in ("train_views", "calibrate"):
@@ -159,7 +158,7 @@ class MAWConfig:
         if self.tau_start is not None:
             _check_number("tau_start", self.tau_start, above=0.0)
         weights = ("auxiliary_weight", "value_weight", "kl_weight", "entropy_weight", "retrieval_weight")
-        for name in (*weights, "learning_rate", "logit_dropout"):
+        for name in (*weights, "noise", "learning_rate", "logit_dropout"):
             _check_number(name, getattr(self, name), least=0.0)
         if self.logit_dropout >= 1:
             raise MAWError(f"logit_dropout must be a share below 1, got {self.logit_dropout!r}")

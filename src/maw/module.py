@@ -20,7 +20,7 @@ from maw.kernels import use_triton
 from maw.operations import Operations, choose_operations
 from maw.records import KEPT, Record, Rollout, statistics
 from maw.rewards import entropy_reward
-from maw.selector import Selector, depth_weights
+from maw.selector import Selector, depth_weights, token_mean
 from maw.shapes import check_finite, check_layer_arguments, repeat_heads
 from maw.views import Views
 
@@ -166,8 +166,16 @@ class DepthAttention(nn.Module):
     def weights(self, state: Float[Tensor, "B S"]) -> Float[Tensor, "B D"]:
         """Depth weights chosen for these states: noisy in training mode, the noise-free limit in evaluation mode."""
         logits = self._logits(state)
-        settings = {"selection": self.config.selection, "tau": self.tau, "noise": self.config.noise}
-        return depth_weights(logits, training=self.training, **settings)
+        config = self.config
+        return depth_weights(
+            logits, selection=config.selection, tau=self.tau, training=self.training, noise=config.noise
+        )
+
+    def policy_logits(
+        self, query: Float[Tensor, "B H Q C"], mask: Bool[Tensor, "B Q"] | None = None
+    ) -> Float[Tensor, "B D"]:
+        """The policy's logits for texts with these queries, in float32 at least."""
+        return self._logits(token_mean(query, mask).to(self.query_views.dtype))
 
     @property
     def tau(self) -> float:

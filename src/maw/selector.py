@@ -68,9 +68,8 @@ def depth_weights(
     """
     if selection == "uniform":
         return torch.full_like(logits, 1.0 / logits.shape[-1])
-    noisy = training and selection in ("gumbel", "hard")
-    if noisy:
-        return F.gumbel_softmax(logits / noise, tau=tau / noise, hard=selection == "hard", dim=-1)
+    if training and selection in ("gumbel", "hard"):
+        logits = logits - noise * torch.empty_like(logits).exponential_().log()  # -log of an exponential is Gumbel
     soft = (logits / tau).softmax(dim=-1)
     if selection == "hard":
         one_hot = F.one_hot(soft.argmax(dim=-1), soft.shape[-1]).to(soft.dtype)
@@ -101,28 +100,34 @@ class Selector(nn.Module):
         self.policy_network = nn.Sequential(nn.Linear(state_size, 2 * state_size), nn.GELU(), uniform)
         self.value_network = nn.Sequential(nn.Linear(state_size, state_size), nn.GELU(), nn.Linear(state_size, 1))
 
+    def hidden(self, state: Float[Tensor, "B S"]) -> Float[Tensor, "B 3*S"]:
+        """What the hidden units get: those of the policy, 2 S, and of the value network, S."""
+        return torch.cat([network[0](state) for network in (self.policy_network, self.value_network)], dim=-1)
+
     @torch.no_grad()
-    def standardise(self, mean: Float[Tensor, " S"], variance: Float[Tensor, " S"]) -> None:
-        """Let both networks start as if the state had this mean and variance taken out (`maw.hf.calibration`).
+    def standardise(self, mean: Float[Tensor, " 3*S"], variance: Float[Tensor, " 3*S"]) -> None:
+        """Give every hidden unit mean 0 and the deviation that its initialisation intends, over some texts.
 
-            W (s - mean) / deviation + b  =  (W / deviation) s + (b - (W / deviation) mean)          (10)
-            deviation^2 = variance + (mean of the variances) / 100 + (mean of the squared means) / 10000
+            unit  <-  (unit - mean) / (sqrt(3) deviation)                                            (10)
+            deviation^2 = variance + (mean over units of mean^2) / 10,000
 
-        so that channels which hardly vary, or texts that are all alike, are not blown up.
+        A second time changes next to nothing. Texts that are all alike have no variance, and are not blown up.
 
         Args:
-            mean: of the state's channels over texts, (S,).
+            mean: of what `hidden` gives, over texts, (3 S,).
             variance: likewise.
 
         Source: method.md (10).
         """
-        least = 1e-2 * variance.mean() + 1e-4 * mean.square().mean()
-        deviation = (variance + least).clamp(min=torch.finfo(mean.dtype).eps).sqrt()
-        for network in (self.policy_network, self.value_network):
+        least = 1e-4 * mean.square().mean() + torch.finfo(mean.dtype).tiny
+        factor = (3 * (variance + least)).rsqrt()
+        sizes = [network[0].out_features for network in (self.policy_network, self.value_network)]
+        for network, shift, share in zip(
+            (self.policy_network, self.value_network), mean.split(sizes), factor.split(sizes), strict=True
+        ):
             first: Any = network[0]
-            weight = first.weight / deviation
-            first.bias.copy_(first.bias - weight @ mean)
-            first.weight.copy_(weight)
+            first.bias.copy_((first.bias - shift) * share)
+            first.weight.mul_(share[:, None])
 
     def policy(self, state: Float[Tensor, "B S"]) -> Float[Tensor, "B D"]:
         """Policy logits, (B, D)."""

@@ -52,7 +52,7 @@ def triangular_factors(weight: Float[Tensor, "H C M"]) -> Float[Tensor, "H C C"]
         raise MAWError(
             "the encoder's query or key projection is not finite: its weights are damaged, or training diverged"
         )
-    return torch.linalg.qr(weight.detach().double().cpu().mT, mode="r").R.reshape(heads, channels, channels)
+    return torch.linalg.qr(weight.detach().cpu().double().mT, mode="r").R.reshape(heads, channels, channels)
 
 
 def spectral_views(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from maw.hf.attach import carrying_host, maw_layers
 from maw.hf.hosts import family_of
+from maw.hf.listening import listening
 from maw.retrieval.data.texts import TextStore
 from maw.retrieval.ranking.dense import encode
-from maw.selector import token_mean
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -73,28 +72,11 @@ def _mean_policies(
     texts: Sequence[str],
     kind: Literal["query", "document"],
 ) -> list[list[float]]:
-    with _listening(layers) as found:
+    found: dict[DepthAttention, list[Tensor]] = {layer: [] for layer in layers}
+
+    def hear(layer: DepthAttention, query: Tensor, _: Tensor, mask: Tensor | None) -> None:
+        found[layer].append(layer.policy_logits(query, mask).cpu().double().softmax(dim=-1))
+
+    with listening(layers, hear):
         encode(model, texts, kind)
-    return [[round(share, 6) for share in torch.cat(those).mean(dim=0).tolist()] for those in found]
-
-
-@contextmanager
-def _listening(layers: Sequence[DepthAttention]) -> Generator[list[list[Tensor]]]:
-    """Until it ends, every forward of a layer leaves the policy of its texts, (B, D)."""
-    found: list[list[Tensor]] = [[] for _ in layers]
-
-    def listen(layer: DepthAttention, arguments: tuple[Any, ...], place: int) -> None:
-        query, _, _, mask = arguments
-        with torch.autocast(query.device.type, enabled=False):
-            logits = layer.selector.policy(token_mean(query, mask).to(layer.query_views.dtype))
-            found[place].append(logits.double().softmax(dim=-1).cpu())
-
-    handles = [
-        layer.register_forward_pre_hook(lambda module, given, place=place: listen(module, given, place))
-        for place, layer in enumerate(layers)
-    ]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+    return [[round(share, 6) for share in torch.cat(those).mean(dim=0).tolist()] for those in found.values()]

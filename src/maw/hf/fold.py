@@ -91,10 +91,10 @@ def _fold_layer(layer: AttentionLayer) -> None:
     transform, projection = _constant_transform(layer.attention.maw), layer.projections[0]
     heads, channels, _ = transform.shape
     rows = slice(0, heads * channels)  # of a projection that makes keys and values too, the queries come first
-    weight = projection.weight[rows].double().cpu().unflatten(0, (heads, channels))
+    weight = projection.weight[rows].cpu().double().unflatten(0, (heads, channels))
     projection.weight[rows] = (transform.mT @ weight).flatten(0, 1).to(projection.weight)
     if projection.bias is not None:
-        bias = projection.bias[rows].double().cpu().unflatten(0, (heads, 1, channels))
+        bias = projection.bias[rows].cpu().double().unflatten(0, (heads, 1, channels))
         projection.bias[rows] = (bias @ transform).flatten().to(projection.bias)
 
 
@@ -102,7 +102,7 @@ def _constant_transform(maw: DepthAttention) -> Float[Tensor, "H C C"]:
     """W of (7) at weights 1/D, divided by the host's `scaling`; in float64 on the CPU."""
 
     def exact(tensor: Tensor) -> Tensor:
-        return tensor.detach().double().cpu()
+        return tensor.detach().cpu().double()
 
     depth = maw.config.depth
     return query_transform(

@@ -76,7 +76,7 @@ def encode(query: Float[Tensor, "B H Q C"], mask: Bool[Tensor, "B Q"] | None, gi
     state, hidden, chosen = worked, worked[:, size + PADDED :], worked[:, 3 * size + PADDED :]
     write_mean_and_share(query, mask, state)
     write_hidden(state, hidden, given.weights, with_value=False)
-    write_choice(hidden, given.weights, None, Ledger(chosen, depth, 0), tau=given.config.tau, factor=0.0)
+    write_choice(hidden, given.weights, None, Ledger(chosen, depth, 0), tau=given.config.tau, noise=0.0)
     return apply(query, given.mixture(chosen, *given[:3]))
 
 
@@ -108,11 +108,11 @@ class _Layer(torch.autograd.Function):
         worked = query.new_empty(batch, 4 * size + PADDED, dtype=torch.float32)
         state, hidden = worked, worked[:, size + PADDED :]
         ledger = Ledger.empty(worked, batch, config.depth, config.group_size)
-        noise = worked.new_empty(batch, config.group_size + 1, config.depth).exponential_()
+        clocks = worked.new_empty(batch, config.group_size + 1, config.depth).exponential_()
         write_mean_and_share(query, mask, state)
         write_hidden(state, hidden, weights, with_value=True)
-        factor = config.noise if config.selection == "gumbel" else 0.0
-        write_choice(hidden, weights, noise, ledger, tau=config.tau, factor=factor)
+        noise = config.noise if config.selection == "gumbel" else 0.0
+        write_choice(hidden, weights, clocks, ledger, tau=config.tau, noise=noise)
         transformed = apply(query, given.mixture(ledger.rows, f, g, given.constant))
         entropy = write_entropy(
             query, key, f, g, ledger.rows, ledger.group, column=ledger.index_column, scale=given.scale, mask=mask

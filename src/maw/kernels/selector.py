@@ -100,19 +100,19 @@ def _choose(
     policy_bias,
     value_weight,
     value_bias,
-    noise,
+    clocks,
     ledger,
     stride,
     ledger_stride,
     tau,
-    factor,
+    noise,
     STATE: tl.constexpr,
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     NOISY: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_U: tl.constexpr,
-):  # one text; without noise there are only depth weights
+):  # one text; without clocks there are only depth weights
     text = tl.program_id(0)
     hidden += text.to(tl.int64) * stride
     ledger += text.to(tl.int64) * ledger_stride
@@ -127,20 +127,20 @@ def _choose(
         logit += tl.sum(w * active[None, :], axis=1)
     logit = tl.where(inside, logit, -float("inf"))
     noisy = logit
-    if noise is not None:
-        noise += text.to(tl.int64) * (GROUP + 1) * DEPTH
+    if clocks is not None:
+        clocks += text.to(tl.int64) * (GROUP + 1) * DEPTH
     if NOISY:
-        noisy -= factor * tl.log(tl.load(noise + depth, mask=inside, other=1.0))
+        noisy -= noise * tl.log(tl.load(clocks + depth, mask=inside, other=1.0))
     noisy = noisy / tau
     noisy = tl.exp(noisy - tl.max(noisy, axis=0))
     tl.store(ledger + depth, noisy / tl.sum(noisy, axis=0), mask=inside)
-    if noise is not None:
+    if clocks is not None:
         tl.store(ledger + DEPTH + depth, logit, mask=inside)
         largest = tl.max(logit, axis=0)
         policy = tl.exp(logit - largest)
         log_policy = logit - largest - tl.log(tl.sum(policy, axis=0))
         for member in range(GROUP):
-            clock = tl.load(noise + (member + 1) * DEPTH + depth, mask=inside, other=1.0)
+            clock = tl.load(clocks + (member + 1) * DEPTH + depth, mask=inside, other=1.0)
             chosen = tl.minimum(tl.argmax(policy / clock, axis=0), DEPTH - 1)  # whatever it is among NaN
             own = tl.sum(tl.where(depth == chosen, log_policy, 0.0), axis=0)
             tl.store(ledger + 3 * DEPTH + member, own)
@@ -180,16 +180,16 @@ def _hidden_plan(texts: int, stride: int, size: int, with_value: bool) -> Plan:
 
 @lru_cache(PLANS)
 def _choose_plan(
-    texts: int, strides: tuple[int, int], tau: float, factor: float, size: int, depth: int, group: int
+    texts: int, strides: tuple[int, int], tau: float, noise: float, size: int, depth: int, group: int
 ) -> Plan:
     return Plan(
         _choose,
         (texts, 1, 1),
-        (*strides, tau, factor),
+        (*strides, tau, noise),
         STATE=size,
         DEPTH=depth,
         GROUP=group,
-        NOISY=factor > 0,
+        NOISY=noise > 0,
         BLOCK_D=triton.next_power_of_2(depth),
         BLOCK_U=units_at_a_time(depth),
     )
@@ -208,26 +208,26 @@ def write_hidden(
 def write_choice(
     hidden: Float[Tensor, "B W"],
     weights: Weights,
-    noise: Float[Tensor, "B G+1 D"] | None,
+    clocks: Float[Tensor, "B G+1 D"] | None,
     ledger: Ledger,
     *,
     tau: float,
-    factor: float,
+    noise: float,
 ) -> None:
-    """Write the depth weights; with `noise` also logits, value and G sampled depths.
+    """Write the depth weights; with `clocks` also logits, value and G sampled depths.
 
     Args:
         hidden: h.
         weights: the selector's parameters.
-        noise: standard exponential numbers; the first row of a text is for its depth weights.
+        clocks: standard exponential numbers; the first row of a text is for its depth weights.
         ledger: where to.
         tau: temperature of the weights.
-        factor: on the weights' Gumbel noise; 0 leaves them without.
+        noise: factor on the weights' Gumbel noise; 0 leaves them without.
     """
     rows, depth, group = ledger
     strides, size = (hidden.stride(0), rows.stride(0)), weights.value_hidden.shape[1]
-    _choose_plan(len(hidden), strides, tau, factor, size, depth, group)(
-        hidden, weights[2], weights[3], weights[6], weights[7], noise, rows
+    _choose_plan(len(hidden), strides, float(tau), float(noise), size, depth, group)(
+        hidden, weights[2], weights[3], weights[6], weights[7], clocks, rows
     )
 
 

@@ -326,6 +326,7 @@ def test_gradient_checkpointing_trains_the_policy_too(tmp_path):
 @pytest.mark.parametrize("calibrate", [True, False])
 def test_training_begins_by_calibrating_if_the_settings_say_so(tmp_path, calibrate):
     models = [encoder(maw.MAWConfig(depth=5, calibrate=calibrate, learning_rate=0.0)) for _ in range(2)]
+    models[0].prompts, models[0].default_prompt_name = {"query": "represent this for me: "}, "query"  # not in training
     first = [maw_layers(model)[0].selector.policy_network[0] for model in models]
     texts = toy().queries | toy().documents
     pairs = toy().training_pairs(SETTINGS.positives_per_query, SETTINGS.seed)

@@ -65,6 +65,9 @@ def train(
 ) -> dict[str, Any]:
     """Fine-tune `model` in place on the train split and leave it at its best checkpoint on dev.
 
+    With `MAWConfig.calibrate` it first encodes `CALIBRATION_PAIRS` pairs, from which the selectors start
+    (`maw.hf.calibration`).
+
     Under `torchrun` or `accelerate launch` every process trains on its share of one batch, with its own dropout and
     depth noise, and ends with the same weights.
 
@@ -111,8 +114,8 @@ def train(
         mini_batch_size=settings.mini_batch_size,
         gather=processes > 1,
     )
-    if checkpoint is None:
-        _calibrate(model, _texts_of(dataset, pairs, CALIBRATION_PAIRS))
+    if checkpoint is None:  # else it holds what came of it
+        _calibrate(model, _texts_of(dataset, pairs, CALIBRATION_PAIRS), settings)
     trainer = Trainer(
         model=model,
         args=arguments,
@@ -245,16 +248,18 @@ def _resume(
 
 
 def _texts_of(dataset: RetrievalDataset, pairs: Sequence[tuple[str, str]], number: int) -> list[str]:
-    """Queries and documents of some pairs, from all over the training set."""
-    some = pairs[:: max(1, len(pairs) // number)][:number]
-    return [text for q, d in some for text in (dataset.queries[q], dataset.documents[d])]
+    """Queries and documents of so many pairs, evenly spaced over the training set."""
+    number = min(number, len(pairs))
+    some = [pairs[place * len(pairs) // number] for place in range(number)]
+    return [text for query, document in some for text in (dataset.queries[query], dataset.documents[document])]
 
 
-def _calibrate(model: SentenceTransformer, texts: list[str]) -> None:
-    """The same in every process: all encode the same texts by the same weights."""
+def _calibrate(model: SentenceTransformer, texts: list[str], settings: TrainingSettings) -> None:
+    """The same in every process: all encode the same texts, as training does, by the same weights."""
     if any(layer.config.calibrate for layer in maw_layers(model)):
         with calibrating(model):
-            model.encode(texts, show_progress_bar=False)
+            at_once = settings.mini_batch_size or settings.batch_size
+            model.encode(texts, prompt="", batch_size=at_once, show_progress_bar=False)
 
 
 def _check_batch(name: str, pairs: int, batch_size: int, processes: int) -> None:
