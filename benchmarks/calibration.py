@@ -3,8 +3,9 @@
     python benchmarks/calibration.py --data FOLDER [--output FILE.json] [--commit COMMIT] [--texts 1000] [--seeds 3]
 
 The states and the entropy rewards of all depths in an untuned encoder's last layer are recorded, on queries and
-documents of four data sets. On two thirds of the texts a selector is trained by the GRPO loss alone; on the others the
-mutual information of depth and text is measured, in nats. The encoder does not move, so this is what the policy can do,
+documents of four data sets. On two thirds of the texts a selector is trained by the GRPO loss alone. On the others is
+measured what its choice has in common for all texts, KL(mean policy || uniform), and what it shares with the text, the
+mutual information of depth and text; both in nats, and together KL(policy || uniform). The encoder does not move, so this is what the policy can do,
 not what it does in training.
 """
 
@@ -80,9 +81,9 @@ def train(found: Recorded, *, calibrate: bool, steps: int, learning_rate: float,
     config = MAWConfig()
     selector = Selector(found.state.shape[1], found.reward.shape[1])
     if calibrate:
-        some = found.state[torch.randperm(len(found.state))[:256]].double()
-        selector.double().standardise(some.mean(dim=0), some.var(dim=0, correction=0))
-        selector.float()
+        with torch.no_grad():
+            hidden = selector.hidden(found.state[torch.randperm(len(found.state))[:256]])
+        selector.standardise(hidden.mean(dim=0), hidden.var(dim=0, correction=0))
     optimiser = torch.optim.AdamW(selector.parameters(), lr=learning_rate)
     warm = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -113,6 +114,7 @@ def measure(selector: Selector, held_out: Recorded) -> dict[str, float]:
     gained = (policy * held_out.reward).sum(dim=-1).mean() - held_out.reward.mean()
     return {
         "information": float(torch.special.entr(usage).sum() - entropy),
+        "common": math.log(depth) - float(torch.special.entr(usage).sum()),
         "policy entropy": float(entropy) / math.log(depth),
         "depths alive": float((usage >= 1 / (4 * depth)).float().mean()),
         "reward gained": float(gained),
@@ -159,7 +161,7 @@ def main() -> None:
             row = {"data": name, "steps": steps, "learning rate": rate, "calibrated": calibrate, **means}
             rows.append(row | {"information, smallest and largest": spread})
             print({key: round(v, 4) if isinstance(v, float) else v for key, v in rows[-1].items()}, flush=True)
-    finish({"states": states, "rows": rows}, device, asked)
+    finish({"states": states, "rows": rows}, device, asked, options="--data FOLDER")
 
 
 if __name__ == "__main__":

@@ -115,10 +115,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--commit", help="what was checked out, where this is a copy without its repository")
 
 
-def finish(results: dict[str, Any], device: torch.device, arguments: argparse.Namespace) -> None:
-    """Write the figures with their environment."""
+def finish(results: dict[str, Any], device: torch.device, arguments: argparse.Namespace, *, options: str = "") -> None:
+    """Write the figures with their environment; `options` are those that the command cannot do without."""
     if arguments.output is not None:
-        command = f"python benchmarks/{Path(sys.argv[0]).name} --device {device}"
+        command = f"python benchmarks/{Path(sys.argv[0]).name} --device {device} {options}".strip()
         environment = describe_environment(device)
         environment["commit"] = arguments.commit or environment["commit"]
         document = {"command": command, "environment": environment, **results}

@@ -1,4 +1,4 @@
-"""The rooms of `maw.retrieval`: each imports only from rooms that come before it, anywhere in its files."""
+"""Imports point one way: between the parts of `maw`, and between the rooms of `maw.retrieval`, anywhere in a file."""
 
 from __future__ import annotations
 
@@ -98,3 +98,60 @@ def test_a_room_imports_nothing_by_itself(room):
 )
 def test_imports_are_read(line, rooms):
     assert used(line) == rooms
+
+
+# The parts of the package
+
+SOURCE = RETRIEVAL.parent
+MATHEMATICS = {
+    *(
+        "auxiliary",
+        "choice",
+        "compiled",
+        "config",
+        "controls",
+        "entropy",
+        "errors",
+        "functional",
+        "grpo",
+        "interpolation",
+    ),
+    *("kernels", "operations", "records", "reference", "rewards", "selector", "shapes", "views"),
+}
+PARTS = {
+    "module": MATHEMATICS,
+    "hf": MATHEMATICS | {"module"},
+    "inspection": MATHEMATICS | {"module", "hf"},
+    "collapse": set(),
+    "progress": set(),
+    "retrieval": MATHEMATICS | {"module", "hf", "collapse", "progress"},
+    "benchmark": MATHEMATICS | {"module", "hf", "collapse", "retrieval"},
+    "display": {"errors", "inspection", "retrieval"},
+}
+"""Part -> what it may import; the rest is the terminal, which may import everything."""
+
+
+def parts_used(path):
+    """The parts of `maw` that a file imports from."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("maw.")}
+    return found
+
+
+@pytest.mark.parametrize("part", [*sorted(MATHEMATICS), *PARTS])
+def test_a_part_imports_from_those_before_it(part):
+    files = sorted((SOURCE / part).rglob("*.py")) or [SOURCE / f"{part}.py"]
+    needs = PARTS.get(part, MATHEMATICS) | {part}
+    assert set().union(*map(parts_used, files)) <= needs
+
+
+def test_one_module_alone_uses_the_reference():
+    users = [path.stem for path in SOURCE.rglob("*.py") if "reference" in parts_used(path)]
+    assert sorted(users) == ["__init__", "inspection"]

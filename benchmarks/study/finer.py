@@ -59,12 +59,16 @@ class FinerAttention(DepthAttention):
 def refine(layer: DepthAttention, weights_per: str) -> None:
     """Turn an attached layer into one with finer weights, uniform at the start.
 
+    What is saved of such a model loads as plain MAW or not at all: for trainings that load no checkpoint.
+
     Args:
         layer: as `maw.attach` made it.
         weights_per: one of `FINER`.
     """
     if weights_per not in FINER:
         raise ValueError(f"weights are per {', '.join(FINER)}, got {weights_per!r}")
+    if layer.config.calibrate and weights_per != "head":
+        raise ValueError(f"calibrating looks at states of texts, and these weights are per {weights_per}")
     heads, depth, channels = layer.query_views.shape
     layer.__class__ = FinerAttention
     layer.weights_per = weights_per

@@ -50,7 +50,8 @@ ADVICE: dict[str, str] = {
     "dead depths": "lower auxiliary_weight, raise entropy_weight, or use fewer depths (depth)",
     "uniform hedging": (
         "nothing is broken: the depth weights are noise around 1/D. To train a choice lower kl_weight, raise "
-        "auxiliary_weight or MAW's learning rate, or train longer; to do without use selection='uniform'"
+        "auxiliary_weight or MAW's learning rate, train longer, or begin with calibrate=True; to do without use "
+        "selection='uniform'"
     ),
     "constant reward": (
         "nothing can be learnt from it: use views that differ (views='auto', not 'ones' or the literal recipe) and the "
@@ -61,8 +62,8 @@ ADVICE: dict[str, str] = {
         "token, whose gradient is nearly 0"
     ),
     "train/evaluation gap": (
-        "encode with the settings the model was trained with (selection, tau), or raise tau: training saw other "
-        "vectors than evaluation makes"
+        "encode with the settings the model was trained with (selection, tau), or raise tau or lower noise: training "
+        "saw other vectors than evaluation makes"
     ),
     "loss of the mask": (
         "padding is attended to: give the encoder an attention_mask of the batch, and register a mask function for "

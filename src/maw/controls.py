@@ -83,7 +83,7 @@ class LinearGate(Control):
     """A gate on the query, linear in the selector's state: q * (1 + B (A state + a) + b); B and b start at zero.
 
     As many inner channels as give it the parameters of MAW at `config.depth`, selector and view vectors, as nearly as
-    whole channels can (each has 2 S + 1 parameters, S = H C).
+    whole channels can (each has 2 S + 1 parameters, S = H C). It begins with raw states where MAW begins calibrated.
 
     >>> control = LinearGate(MAWConfig(mechanism="linear-gate", depth=4), 2, 4, scaling=0.5)
     >>> control(torch.ones(1, 2, 3, 4), torch.ones(1), torch.ones(1), attend=lambda query: query.unique().tolist())

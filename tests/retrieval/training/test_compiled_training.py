@@ -9,6 +9,7 @@ from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
     MultipleNegativesRankingLoss,
 )
+from torch._dynamo.testing import CompileCounterWithBackend
 from toys import columns, encoder
 
 import maw
@@ -21,12 +22,16 @@ def run(kind, compiling, scale, **options):
     model = encoder(maw.MAWConfig(depth=8, auxiliary_weight=10.0)).eval()  # without dropout, whose masks differ
     (layer,) = maw_layers(model)
     layer.train()
-    if compiling:
-        model[0].model.compile(backend="aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
+    if compiling:  # Sentence Transformers calls `forward` by its name, which `Module.compile` leaves alone
+        model[0].model = torch.compile(model[0].model, backend=counter, fullgraph=True)
     loss = AuxiliaryLoss(kind(model, **options), model)
     torch.manual_seed(3)
     (loss(columns(model), None) * scale).backward()
-    gradients = {name: p.grad / scale for name, p in model.named_parameters() if p.grad is not None}
+    assert (counter.frame_count > 0) == compiling
+    gradients = {
+        name.replace("_orig_mod.", ""): p.grad / scale for name, p in model.named_parameters() if p.grad is not None
+    }
     return gradients, (len(layer.records), layer.gradient_scale.texts), layer.collect()
 
 
