@@ -5,8 +5,8 @@
 The states and the entropy rewards of all depths in an untuned encoder's last layer are recorded, on queries and
 documents of four data sets. On two thirds of the texts a selector is trained by the GRPO loss alone. On the others is
 measured what its choice has in common for all texts, KL(mean policy || uniform), and what it shares with the text, the
-mutual information of depth and text; both in nats, and together KL(policy || uniform). The encoder does not move, so this is what the policy can do,
-not what it does in training.
+mutual information of depth and text; both in nats, and together KL(policy || uniform). The encoder does not move, so
+this is what the policy can do, not what it does in training.
 """
 
 from __future__ import annotations
