@@ -19,6 +19,7 @@ from maw.benchmark.statistics import (
     holm,
     paired_randomisation_test,
     smallest_detectable_difference,
+    standard_error,
 )
 from maw.errors import MAWError
 
@@ -42,7 +43,9 @@ class Comparison:
         p_value_corrected: the same after Holm's correction over the table; None until `correct` has seen the table.
         queries: how many queries were compared.
         seeds: how many seeds each system was trained with.
-        smallest_detectable: the true difference that a test of this size would find with power 0.8.
+        standard_error: of that mean, over queries and seeds.
+        smallest_detectable: the true difference that this comparison alone, or after `correct` the first step of its
+            table's correction, would find with power 0.8.
         verdict: in words; None until `correct` has seen the table.
     """
 
@@ -56,6 +59,7 @@ class Comparison:
     p_value_corrected: float | None
     queries: int
     seeds: int
+    standard_error: float
     smallest_detectable: float
     verdict: Verdict | None
 
@@ -90,7 +94,7 @@ def compare(
         seed: of the random draws.
 
     Returns:
-        The comparison, without corrected p-value and verdict.
+        The comparison, as if it were alone in its table, without corrected p-value and verdict.
 
     Raises:
         MAWError: shapes differ, fewer than two queries, a value that is not finite, or a setting out of its range.
@@ -107,6 +111,7 @@ def compare(
             f"{second.shape} for {twin}: repeat the row of a system without seeds; evaluate both on the same queries"
         )
     differences = first - second
+    error = standard_error(differences)
     return Comparison(
         variant=variant,
         baseline=twin,
@@ -118,13 +123,14 @@ def compare(
         p_value_corrected=None,
         queries=differences.shape[1],
         seeds=differences.shape[0],
-        smallest_detectable=smallest_detectable_difference(differences),
+        standard_error=error,
+        smallest_detectable=smallest_detectable_difference(error),
         verdict=None,
     )
 
 
 def correct(comparisons: Sequence[Comparison], *, alpha: float = 0.05) -> list[Comparison]:
-    """Correct the p-values of all comparisons of a table by Holm's method, and give the verdicts.
+    """Correct the p-values of all comparisons of a table by Holm's method, and say what it shows and would have shown.
 
     "better" or "worse" where the corrected p-value is at most `alpha` and the interval lies wholly on that side of
     zero; "no difference shown" otherwise. The interval alone is not corrected for the number of comparisons, the test
@@ -135,7 +141,7 @@ def correct(comparisons: Sequence[Comparison], *, alpha: float = 0.05) -> list[C
         alpha: the family-wise error allowed.
 
     Returns:
-        The comparisons in the same order, with `p_value_corrected` and `verdict`.
+        The comparisons in the same order, with `p_value_corrected`, `smallest_detectable` and `verdict`.
 
     Raises:
         MAWError: there is none, or `alpha` is not between 0 and 1.
@@ -143,8 +149,14 @@ def correct(comparisons: Sequence[Comparison], *, alpha: float = 0.05) -> list[C
     check_share("alpha", alpha)
     if not comparisons:
         raise MAWError("a table must hold at least one comparison, got none: compare two systems first")
+    hardest = alpha / len(comparisons)  # the level of Holm's first step
     return [
-        replace(comparison, p_value_corrected=p_value, verdict=_verdict(comparison, p_value, alpha))
+        replace(
+            comparison,
+            p_value_corrected=p_value,
+            smallest_detectable=smallest_detectable_difference(comparison.standard_error, alpha=hardest),
+            verdict=_verdict(comparison, p_value, alpha),
+        )
         for comparison, p_value in zip(
             comparisons, holm([comparison.p_value for comparison in comparisons]), strict=True
         )

@@ -25,6 +25,7 @@ __all__ = [
     "holm",
     "paired_randomisation_test",
     "smallest_detectable_difference",
+    "standard_error",
 ]
 
 
@@ -42,7 +43,7 @@ def paired_randomisation_test(a: ArrayLike, b: ArrayLike, *, samples: int = 100_
 
     With S >= 2 seeds, d_j is the mean over seeds, and other seeds could have given other means: the mean of seed i
     deviates by e_i from the mean of all. These deviations get signs t_i too, made as large as the seeds' own part in
-    them is (V_s, V_e as in `smallest_detectable_difference`): with c_i = sqrt(S / (S - 1) (1 - V_e / (Q V_s))) e_i,
+    them is (V_s, V_e as in `standard_error`): with c_i = sqrt(S / (S - 1) (1 - V_e / (Q V_s))) e_i,
     |sum_j s_j d_j + Q / S sum_i t_i c_i| >= |sum_j d_j| for Q queries. Without them a difference between lucky and
     unlucky trainings passes for one between the systems: where the seeds spread twice as much as a mean over 100
     queries does, the test over queries alone errs in 20, 17 and 14 % of the cases at a level of 5 % (S = 2, 3, 5), this
@@ -108,12 +109,14 @@ def paired_randomisation_test(a: ArrayLike, b: ArrayLike, *, samples: int = 100_
 def bootstrap_interval(
     differences: ArrayLike, *, level: float = 0.95, samples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Return a percentile bootstrap interval for the mean of paired differences.
+    """Return a bootstrap interval for the mean of paired differences, over queries and seeds.
 
     Each sample draws queries with replacement and, independently, seeds with replacement, and takes the mean of the
-    differences at the drawn rows and columns; the interval runs between the (1 - level) / 2 and (1 + level) / 2
-    quantiles of these means. So it speaks about other queries *and* other seeds. With one seed it speaks about other
-    queries only, and with two or three it is too narrow, because so few seeds show little of their spread.
+    differences at the drawn rows and columns. Drawing both counts what neither explains up to three times, so the
+    samples' distances from their mean are scaled to the standard error that `standard_error` estimates; the interval
+    runs between the (1 - level) / 2 and (1 + level) / 2 quantiles of what results. So it speaks about other queries
+    *and* other seeds. With one seed it speaks about other queries only, and with two or three it is too narrow, because
+    so few seeds show little of their spread.
 
     Args:
         differences: one a query, or a matrix (seeds, queries).
@@ -149,6 +152,8 @@ def bootstrap_interval(
         averaged = weight @ matrix  # (samples, queries): over the drawn seeds
         drawn = rng.integers(queries, size=(size, queries))
         means[begin : begin + size] = np.take_along_axis(averaged, drawn, axis=1).mean(axis=1)
+    spread = means.std()
+    means = matrix.mean() + (means - means.mean()) * (standard_error(matrix) / spread if spread > 0 else 1.0)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -184,18 +189,50 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def smallest_detectable_difference(differences: ArrayLike, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Return the true mean difference that a two-sided test at `alpha` would find with probability `power`.
+def standard_error(differences: ArrayLike) -> float:
+    """Return the standard error SE of the mean of paired differences, over queries and seeds.
 
-    delta = (z(1 - alpha / 2) + z(power)) * SE, with z the quantile of the normal distribution and SE the standard error
-    of the mean paired difference: SE^2 = V / Q for Q queries, V their sample variance. For a matrix of S >= 2 seeds,
-    with V_q the variance of the queries' means over seeds, V_s that of the seeds' means over queries and V_e that
-    of what both leave over, SE^2 = V_q / Q + V_s / S - V_e / (S Q), and at least V_q / Q.
-
-    A result that shows no difference means only that the difference is probably smaller than this.
+    SE^2 = V / Q for Q queries, V their sample variance. For a matrix of S >= 2 seeds, with V_q the variance of the
+    queries' means over seeds, V_s that of the seeds' means over queries and V_e that of what both leave over,
+    SE^2 = V_q / Q + V_s / S - V_e / (S Q), and at least V_q / Q.
 
     Args:
         differences: one a query, or a matrix (seeds, queries).
+
+    Returns:
+        SE, in the metric's own unit.
+
+    Raises:
+        MAWError: fewer than two queries, or a value that is not finite.
+
+    Source: the two-way random-effects analysis of variance, for instance Searle, Casella and McCulloch (1992), Variance
+    Components, chapter 4.
+
+    Example:
+        >>> round(standard_error([0.1, -0.1, 0.2, 0.0]), 4)  # 0.1291 / sqrt(4)
+        0.0645
+    """
+    matrix = as_matrix("differences", differences)
+    seeds, queries = matrix.shape
+    _two_queries(queries)
+    squared = matrix.mean(axis=0).var(ddof=1) / queries
+    if seeds > 1:
+        squared += matrix.mean(axis=1).var(ddof=1) / seeds * _own_share(matrix)
+    return math.sqrt(squared)
+
+
+def smallest_detectable_difference(error: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Return the true mean difference that a two-sided test at `alpha` would find with probability `power`.
+
+        delta = (z(1 - alpha / 2) + z(power)) SE
+
+    with z the quantile of the normal distribution. Of m tests that Holm corrects together the first has to pass
+    alpha / m: give that as `alpha` for what a whole table would find. With two to five seeds `paired_randomisation_test`
+    finds less, since it lets every seed be lucky. A result that shows no difference means only that the difference is
+    probably smaller than this.
+
+    Args:
+        error: SE, the standard error of the mean difference.
         alpha: the level of the test.
         power: the probability of finding the difference.
 
@@ -203,27 +240,19 @@ def smallest_detectable_difference(differences: ArrayLike, *, alpha: float = 0.0
         The difference, in the metric's own unit.
 
     Raises:
-        MAWError: fewer than two queries, a value that is not finite, or `alpha` or `power` not between 0 and 1.
+        MAWError: `alpha` or `power` not between 0 and 1.
 
-    Source: the normal approximation, for instance Cohen (1988), Statistical Power Analysis, chapter 2; SE for two
-    crossed factors: the two-way random-effects analysis of variance, for instance Searle, Casella and McCulloch (1992),
-    Variance Components, chapter 4.
+    Source: the normal approximation, for instance Cohen (1988), Statistical Power Analysis, chapter 2.
 
     Example:
-        >>> round(smallest_detectable_difference([0.1, -0.1, 0.2, 0.0]), 4)  # 2.8016 * 0.1291 / sqrt(4)
-        0.1808
+        >>> round(smallest_detectable_difference(0.0645), 4)  # 2.8016 * 0.0645
+        0.1807
     """
     from scipy.special import ndtri
 
-    matrix = as_matrix("differences", differences)
-    seeds, queries = matrix.shape
-    _two_queries(queries)
     check_share("alpha", alpha)
     check_share("power", power)
-    squared = matrix.mean(axis=0).var(ddof=1) / queries
-    if seeds > 1:
-        squared += matrix.mean(axis=1).var(ddof=1) / seeds * _own_share(matrix)
-    return float((ndtri(1 - alpha / 2) + ndtri(power)) * math.sqrt(squared))
+    return float((ndtri(1 - alpha / 2) + ndtri(power)) * error)
 
 
 def as_matrix(name: str, values: ArrayLike) -> NDArray[np.float64]:
