@@ -5,8 +5,9 @@
 The states and the entropy rewards of all depths in an untuned encoder's last layer are recorded, on queries and
 documents of four data sets. On two thirds of the texts a selector is trained by the GRPO loss alone. On the others is
 measured what its choice has in common for all texts, KL(mean policy || uniform), and what it shares with the text, the
-mutual information of depth and text; both in nats, and together KL(policy || uniform). The encoder does not move, so
-this is what the policy can do, not what it does in training.
+mutual information of depth and text; both in nats, and together KL(policy || uniform). Part of the information is that
+queries differ from documents, so it is measured among each of them, too. The encoder does not move, so this is what the
+policy can do, not what it does in training.
 """
 
 from __future__ import annotations
@@ -39,14 +40,15 @@ BATCH = 128
 
 
 class Recorded(NamedTuple):
-    """States (N, S) and rewards of all depths (N, D)."""
+    """States (N, S), rewards of all depths (N, D), and which texts are queries (N,)."""
 
     state: Tensor
     reward: Tensor
+    is_query: Tensor
 
 
 @torch.no_grad()
-def record(model: Any, texts: list[str]) -> Recorded:
+def record(model: Any, queries: list[str], documents: list[str]) -> Recorded:
     (layer,) = maw_layers(model)
     states, rewards = [], []
 
@@ -59,19 +61,20 @@ def record(model: Any, texts: list[str]) -> Recorded:
         rewards.append(reward.cpu())
 
     handle = layer.register_forward_pre_hook(listen, with_kwargs=True)
-    model.encode(texts, show_progress_bar=False)
+    for texts in (queries, documents):
+        model.encode(texts, show_progress_bar=False)
     handle.remove()
-    return Recorded(torch.cat(states), torch.cat(rewards))
+    is_query = torch.arange(len(queries) + len(documents)) < len(queries)
+    return Recorded(torch.cat(states), torch.cat(rewards), is_query)
 
 
-def texts_of(name: str, data: Path, number: int) -> list[str]:
+def texts_of(name: str, data: Path, number: int) -> list[list[str]]:
     """So many queries and so many documents."""
     dataset = load_dataset("pydocs" if name == "pydocs" else f"beir:{data / name}")
     draw = random.Random(0)
     return [
-        texts[key]
+        [texts[key] for key in draw.sample(sorted(texts), min(number, len(texts)))]
         for texts in (dataset.queries, dataset.documents)
-        for key in draw.sample(sorted(texts), min(number, len(texts)))
     ]
 
 
@@ -112,8 +115,14 @@ def measure(selector: Selector, held_out: Recorded) -> dict[str, float]:
     usage, depth = policy.mean(dim=0), policy.shape[-1]
     entropy = torch.special.entr(policy).sum(dim=-1).mean()
     gained = (policy * held_out.reward).sum(dim=-1).mean() - held_out.reward.mean()
+
+    def information(share: Tensor) -> float:
+        return float(torch.special.entr(share.mean(dim=0)).sum() - torch.special.entr(share).sum(dim=-1).mean())
+
     return {
-        "information": float(torch.special.entr(usage).sum() - entropy),
+        "information": information(policy),
+        "among queries": information(policy[held_out.is_query]),
+        "among documents": information(policy[~held_out.is_query]),
         "common": math.log(depth) - float(torch.special.entr(usage).sum()),
         "policy entropy": float(entropy) / math.log(depth),
         "depths alive": float((usage >= 1 / (4 * depth)).float().mean()),
@@ -134,7 +143,7 @@ def main() -> None:
     model.eval()
     states, rows = [], []
     for name in SETS:
-        found = record(model, texts_of(name, asked.data, asked.texts))
+        found = record(model, *texts_of(name, asked.data, asked.texts))
         order = torch.randperm(len(found.state), generator=torch.Generator().manual_seed(0))
         cut = 2 * len(order) // 3
         own, held_out = (Recorded(*(part[some] for part in found)) for some in (order[:cut], order[cut:]))

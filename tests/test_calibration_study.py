@@ -29,7 +29,7 @@ def test_a_calibrated_policy_tells_texts_apart_sooner(study):
     own = torch.randn(600, 24)
     state = 0.6 + 0.2 * own  # most of a state is common, as in MiniLM
     reward = -0.5 + 0.06 * torch.randn(8) + 0.02 * own @ torch.randn(24, 8) / 24**0.5
-    found = study.Recorded(state, reward)
+    found = study.Recorded(state, reward, torch.arange(600) < 300)
     settings = {"steps": 60, "learning_rate": 1e-3, "seed": 0}
     raw, calibrated = (
         study.measure(study.train(found, calibrate=calibrate, **settings), found)["information"]
@@ -48,9 +48,10 @@ def test_what_is_measured_is_that_of_known_policies(study):
             return self.logits
 
     reward = torch.eye(2).repeat(5, 1)
-    found = study.Recorded(torch.zeros(10, 3), reward)
+    found = study.Recorded(torch.zeros(10, 3), reward, reward[:, 0] > 0)
     sure = study.measure(Known(1e3 * reward), found)
     assert sure["information"] == pytest.approx(math.log(2), abs=1e-6)
+    assert (sure["among queries"], sure["among documents"]) == (0.0, 0.0)  # it tells them apart and nothing else
     assert sure["reward gained"] == pytest.approx(0.5)
     assert (sure["policy entropy"], sure["depths alive"]) == (0.0, 1.0)
     blind = study.measure(Known(torch.tensor([[1e3, 0.0]]).expand(10, -1)), found)

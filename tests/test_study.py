@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -21,7 +22,7 @@ from maw.views import frame_views, spectral_views
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "benchmarks" / "study"
 RESULTS = ROOT / "docs" / "results" / "study"
-OWN = ("plan", "data", "finer", "scores", "tables", "training")
+OWN = ("plan", "data", "finer", "markdown", "recipes", "rows", "scores", "tables", "training")
 
 
 @pytest.fixture
@@ -31,10 +32,15 @@ def modules():
     try:
         import finer
         import plan
+        import recipes
+        import rows
         import tables
         import training
 
-        yield {"plan": plan, "tables": tables, "finer": finer, "training": training}
+        yield {
+            **{"plan": plan, "tables": tables, "finer": finer, "training": training},
+            **{"recipes": recipes, "rows": rows},
+        }
     finally:
         sys.path.remove(str(FOLDER))
         for name in OWN:
@@ -81,8 +87,11 @@ def test_a_twins_settings_are_the_best_on_dev_and_nothing_else(plan):
 
 
 def test_a_phase_waits_for_what_it_rests_on(plan):
-    with pytest.raises(ValueError, match="empty"):
-        plan.phase("main", [])
+    assert plan.phase("default", []) == []
+    with pytest.raises(plan.Unfinished, match="'gentle 3e-4' has runs that are not finished: run --phases recipes"):
+        plan.phase("default", [], strict=True)
+    with pytest.raises(plan.Unfinished, match="dense-full was not tuned on nfcorpus"):
+        plan.phase("recipes", [], strict=True)
 
 
 def test_finished_runs_of_the_study_are_in_its_plan(plan):
@@ -98,16 +107,16 @@ def test_scores_that_were_changed_are_noticed(modules, tmp_path):
     (tmp_path / "runs.json").write_bytes((RESULTS / "runs.json").read_bytes())
     table = pq.read_table(RESULTS / "per_query.parquet")
     pq.write_table(table.take([1, 0, *range(2, len(table))]), tmp_path / "per_query.parquet")
-    modules["tables"].read(tmp_path)
+    modules["rows"].read(tmp_path)
     swapped = table.set_column(2, "nDCG@10", table.column(2).take([1, 0, *range(2, len(table))]))
     pq.write_table(swapped, tmp_path / "per_query.parquet")
     with pytest.raises(SystemExit, match="are not those of its checksum"):
-        modules["tables"].read(tmp_path)
+        modules["rows"].read(tmp_path)
 
 
 @pytest.mark.slow
 def test_the_tables_are_those_of_the_files(modules):
-    rows, scores = modules["tables"].read(RESULTS)
+    rows, scores = modules["rows"].read(RESULTS)
     assert modules["tables"].Study(rows, scores).tables() == (RESULTS / "tables.md").read_text(encoding="utf-8")
 
 
@@ -170,21 +179,90 @@ def test_runs_are_done_once_and_what_is_missing_later(plan, tmp_path):
     assert not list((tmp_path / "elsewhere" / "runs").iterdir())
 
 
-def test_the_default_is_the_best_on_dev_of_the_recipes_that_work(plan):
+USAGE = {
+    "gentle 3e-4": (1.0, 0.5, 0.0, 0.99),
+    "informed, tau 10": (0.4, 0.5, 0.0, 0.9),
+    "informed, tau 20": (1.0, 0.009, 0.0, 0.8),
+    "informed, tau 1, noise .1": (1.0, 0.5, 0.0011, 0.7),
+    "informed, tau 1, noise .05": (0.5, 0.01, -0.0009, 0.6),
+}
+"""Depths alive, information, gap and dev of some recipes; the second but last fails by its gap, the last works."""
+
+
+def recipes_done(plan, *, working=True):
     done = [finished(plan, run, 0.5) for run in plan.phase("tuning", [])]
-    usage = {"dead": (0.4, 0.5), "ignorant": (1.0, 0.009), "working": (0.5, 0.01), "better": (1.0, 0.02)}
-    named = dict(zip(plan.RECIPES, usage, strict=False))
-    value = {"dead": 0.9, "ignorant": 0.8, "working": 0.6, "better": 0.7}
     for run in plan.phase("recipes", done):
-        if run.option in named:
-            alive, information = usage[named[run.option]]
-            layer = {"depths alive by weight": alive, "information of weights, nat": information}
-            row = finished(plan, run, value[named[run.option]])
-            done.append(row | {"selection": {run.train: {"layers on dev": [layer]}}})
-    chosen = {run.option for run in plan.phase("default", done)}
-    assert [named[option] for option in chosen] == ["better"]
-    hopeless = [row for row in done if named.get(row["run"]["option"]) not in ("working", "better")]
-    assert {named[run.option] for run in plan.phase("default", hopeless)} == {"dead"}
+        alive, information, gap, value = USAGE.get(run.option, (0.1, 0.0, 0.0, 0.1))
+        layer = {"depths alive by weight": alive if working else 0.0, "information of weights, nat": information}
+        own = {"gaps": {"dev": [gap, gap]}} | ({"layers on dev": [layer]} if run.option != "gentle 3e-4" else {})
+        done.append(finished(plan, run, value) | {"selection": {run.train: own}})
+    return done
+
+
+def test_the_default_is_the_best_on_dev_of_the_recipes_that_work(plan, modules):
+    done = recipes_done(plan)
+    assert plan.working(done) == ["informed, tau 1, noise .05"]
+    default = plan.phase("default", done)
+    assert {run.option for run in default} == {"informed, tau 1, noise .05", ""}
+    assert {run.variant for run in default if not run.option} == {"dense-full", "dense-lora"}
+    assert {(run.train, run.variant, run.seed) for run in default} == {
+        (train, variant, seed)
+        for train in plan.SETS
+        for variant in ("dense-full", "maw-full", "dense-lora", "maw-lora", *plan.CONTROLS)
+        for seed in plan.SEEDS
+        if variant != "literal"
+    }
+    dropout = {run.maw["logit_dropout"] for run in default if run.variant == "logit-dropout"}
+    assert dropout == {modules["recipes"].matched_dropout(plan.RECIPES["informed, tau 1, noise .05"])}
+    assert plan.chosen(recipes_done(plan, working=False)) == "gentle 3e-4"
+
+
+def test_a_missing_run_is_waited_for_and_a_failed_one_drops_its_recipe(plan):
+    done = recipes_done(plan)
+    (place,) = [
+        place
+        for place, row in enumerate(done)
+        if (row["run"]["option"], row["run"]["train"], row["run"]["variant"], row["run"]["seed"])
+        == ("informed, tau 1, noise .05", "nfcorpus", "maw-full", 3)
+    ]
+    with pytest.raises(plan.Unfinished):
+        plan.chosen(done[:place] + done[place + 1 :])
+    failed = {"name": done[place]["name"], "run": done[place]["run"], "failed": "Traceback"}
+    assert plan.chosen([*done[:place], failed, *done[place + 1 :]]) == "gentle 3e-4"
+
+
+@pytest.mark.parametrize(("tau", "noise"), [(5.0, 1.0), (10.0, 1.0), (1.0, 0.2)])
+def test_matched_dropout_has_the_variance_of_the_depth_noise(modules, tau, noise):
+    share = modules["recipes"].matched_dropout({"tau": tau, "noise": noise})
+    assert share / (1 - share) == pytest.approx(0.0129 * (5 * noise / tau) ** 2, rel=1e-3)
+
+
+def test_the_scratch_twins_rate_is_the_best_of_its_search(plan):
+    done = recipes_done(plan)
+    search = plan.phase("scratch", done)
+    assert [run.learning_rate for run in search] == [2e-4, 5e-4, 1e-3, 2e-3]
+    done += [finished(plan, run, 0.3 + (run.learning_rate == 2e-3)) for run in search]
+    after = plan.phase("scratch", done)
+    assert {run.learning_rate for run in after if run.seed in plan.SEEDS} == {2e-3}
+    assert len(after) == 4 + 20
+
+
+def test_runs_that_are_in_two_folders_are_one_and_must_agree(modules, tmp_path):
+    rows, scores = modules["rows"].read(RESULTS)
+    some = rows[:3]
+    own = {row["name"]: scores[row["name"]] for row in some}
+    for name in ("first", "second"):
+        modules["rows"].write(tmp_path / name, some, own)
+    again, their_scores = modules["rows"].read_all([tmp_path / "first", tmp_path / "second"])
+    assert [row["name"] for row in again] == [row["name"] for row in some]
+    assert their_scores.keys() == own.keys()
+    other = {**own, some[0]["name"]: {split: values + 0.5 for split, values in own[some[0]["name"]].items()}}
+    digest = hashlib.sha256()
+    for split, values in sorted(other[some[0]["name"]].items()):
+        digest.update(split.encode() + values.tobytes())
+    modules["rows"].write(tmp_path / "second", [{**some[0], "scores": digest.hexdigest()}, *some[1:]], other)
+    with pytest.raises(SystemExit, match="has other scores in"):
+        modules["rows"].read_all([tmp_path / "first", tmp_path / "second"])
 
 
 @pytest.mark.parametrize("depth", [5, 8, 19])
@@ -227,15 +305,15 @@ def test_finer_weights_learn_from_the_training_loss_and_need_a_known_name(finer)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["informed", "informed, retrieval", "weights per token"])
+@pytest.mark.parametrize("option", ["KL .3", "retrieval", "weights per token"])
 def test_a_run_is_measured_whole(modules, plan, tmp_path, option):
     write_domain(tmp_path / "nfcorpus")
     (tmp_path / "runs").mkdir()
-    retrieval = {**plan.OPTIONS["informed"], "reward": "retrieval"}
-    run = plan.Run("options", "nfcorpus", "maw-full", 0, 1e-4, 1, 16, maw=plan.OPTIONS.get(option, retrieval))
+    maw = plan.RECIPES["informed, tau 1, noise .05"] | plan.OPTIONS[option]
+    run = plan.Run("options", "nfcorpus", "maw-full", 0, 1e-4, 1, 16, maw=maw)
     asked = argparse.Namespace(model="packaged", data=tmp_path, output=tmp_path, commit="abc")
     modules["training"].do_run(run, asked, torch.device("cpu"))
-    rows, scores = modules["tables"].read(tmp_path / "runs")
+    rows, scores = modules["rows"].read(tmp_path / "runs")
     assert [row["name"] for row in rows] == [run.name]
     per_text = "per" not in option
     kinds = {"nfcorpus/dev", "nfcorpus/test"} | (
@@ -245,4 +323,12 @@ def test_a_run_is_measured_whole(modules, plan, tmp_path, option):
     assert rows[0]["environment"]["commit"] == "abc"
     for kind in ("layers", "layers on dev") if per_text else ():
         (layer,) = rows[0]["selection"]["nfcorpus"][kind]
-        assert 0 < layer["information of weights, nat"] == pytest.approx(layer["information of policy, nat"], rel=1e-3)
+        information = layer["information of weights, nat"]
+        assert 0 < information == pytest.approx(layer["information of policy, nat"], rel=1e-3)
+        assert layer["information of weights among documents, nat"] > 0
+    if per_text:
+        assert {split: len(gaps) for split, gaps in rows[0]["selection"]["nfcorpus"]["gaps"].items()} == {
+            "dev": 3,
+            "test": 3,
+        }
+    assert rows[0]["maw"]["tau"] == 1.0

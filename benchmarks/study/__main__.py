@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,10 @@ def arguments() -> argparse.Namespace:
 
 
 def results(folder: Path, earlier: Path | None = None) -> list[dict[str, Any]]:
-    """All finished runs, those of an earlier study too."""
+    """All runs that are done, those of an earlier study too; one that failed has `failed` and nothing measured."""
     before = [] if earlier is None else json.loads((earlier / "runs.json").read_text(encoding="utf-8"))["runs"]
-    return before + [json.loads(path.read_text()) for path in sorted((folder / "runs").glob("*.json"))]
+    own = [path for kind in ("*.json", "*.failed") for path in sorted((folder / "runs").glob(kind))]
+    return list({row["name"]: row for row in [*before, *(json.loads(path.read_text()) for path in own)]}.values())
 
 
 def main() -> None:
@@ -54,6 +56,15 @@ def main() -> None:
     if asked.worker is not None:
         work(asked)
         return
+    wanted = asked.phases.split(",")
+    for name in wanted:
+        if name not in plan.PHASES:
+            raise SystemExit(f"phases are {', '.join(plan.PHASES)}, got {name!r}")
+        if not plan.RESTS_ON[name] & set(wanted):
+            try:
+                plan.phase(name, results(asked.output, asked.earlier), strict=True)
+            except plan.Unfinished as error:
+                raise SystemExit(f"{name} cannot be planned: {error}") from None
     shutil.rmtree(asked.output / "claims", ignore_errors=True)  # of processes that are gone
     (asked.output / "claims").mkdir()
     until, gpus = time.time() + 60 * asked.minutes, max(1, torch.cuda.device_count()) if asked.device == "cuda" else 1
@@ -72,13 +83,14 @@ def main() -> None:
         command = [sys.executable, *sys.argv, "--worker", str(number), "--until", str(until)]
         log = (asked.output / f"worker{number}.log").open("a")
         running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-    for process in running:
-        process.wait()
+    ended = [process.wait() for process in running]
     found = results(asked.output, asked.earlier)
     print(dict(collections.Counter(result["run"]["phase"] for result in found)))
     failed = sorted(path.stem for path in (asked.output / "runs").glob("*.failed"))
     if failed:
         raise SystemExit(f"{len(failed)} runs failed, such as {failed[0]}: see its file")
+    if any(ended):
+        raise SystemExit(f"{sum(map(bool, ended))} of {len(ended)} processes ended with an error: see worker*.log")
 
 
 def work(asked: argparse.Namespace) -> None:
@@ -104,14 +116,15 @@ def work(asked: argparse.Namespace) -> None:
         try:
             do_run(taken, asked, device)
         except Exception:
-            (asked.output / "runs" / f"{taken.name}.failed").write_text(traceback.format_exc())
+            what = {"name": taken.name, "run": asdict(taken), "failed": traceback.format_exc()}
+            (asked.output / "runs" / f"{taken.name}.failed").write_text(json.dumps(what, indent=1))
         longest[taken.train, taken.epochs] = max(longest[taken.train, taken.epochs], time.time() - start)
 
 
 def next_run(asked: argparse.Namespace, wanted: list[str]) -> tuple[plan.Run | None, bool]:
     """Claim the first run that nobody has; without one, whether others are doing runs that more may follow."""
     done = results(asked.output, asked.earlier)
-    names = {result["name"] for result in done} | {path.stem for path in (asked.output / "runs").glob("*.failed")}
+    names = {result["name"] for result in done}
     unfinished: set[str] = set()
     for name in wanted:
         if unfinished & plan.RESTS_ON[name]:

@@ -2,11 +2,11 @@
 
 tuning      dense twins: learning rate, epochs, batch; one seed that no other run has
 recipes     candidates for MAW's default, on two training sets
-default     the one that is best on dev, of those whose selection works, on the other training sets
-options     MAW's settings, on three training sets, at its dense twin's best settings
-main        every variant on every training set, five seeds
-best        the options that were best on dev, as `main`
-scratch     a small encoder that was never trained
+default     the one that is best on dev, of those whose selection works, beside dense twins and controls, on every set
+scratch     a small encoder that was never trained: its twin's learning rate, then MAW
+options     changes of that recipe, on two training sets
+best        the options that were best on dev, on every training set
+main        the default as the study began, and controls beside it
 """
 
 from __future__ import annotations
@@ -20,105 +20,33 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data import DOMAINS
+from recipes import BEGUN_OPTIONS, OPTIONS, RECIPES, matched_dropout
 
-__all__ = ["BEGAN", "PHASES", "RESTS_ON", "Run", "dev", "phase"]
+__all__ = ["PHASES", "RESTS_ON", "Run", "Unfinished", "chosen", "dev", "phase", "tuned", "working"]
 
 SETS = (*DOMAINS, "mixed")
 SEEDS = range(5)
 TUNING_SEED = 1000
 CONTROLS = ("static", "ia3-key", "linear-gate", "random", "literal", "logit-dropout")
-PHASES = ("tuning", "recipes", "default", "options", "main", "best", "scratch")
+PHASES = ("tuning", "recipes", "default", "scratch", "options", "best", "main")
 RESTS_ON: dict[str, set[str]] = {
     "tuning": set(),
     "recipes": {"tuning"},
     "default": {"tuning", "recipes"},
-    "options": {"tuning"},
+    "scratch": {"recipes"},
+    "options": {"tuning", "recipes"},
+    "best": {"tuning", "recipes", "options"},
     "main": {"tuning"},
-    "best": {"tuning", "options"},
-    "scratch": set(),
 }
 LEARNING_RATES = {"full": (2e-5, 5e-5, 1e-4, 2e-4), "lora": (2e-4, 5e-4, 1e-3, 2e-3)}
+RECIPES_ON = (("nfcorpus", "maw-full"), ("pydocs", "maw-full"), ("pydocs", "maw-lora"))
+OPTIONS_ON = ("pydocs", "mixed")
+OPTIONS_SEEDS = (10, 11, 12)
+LEAST_ALIVE, LEAST_INFORMATION, LARGEST_GAP = 0.5, 0.01, 0.001
+"""What a selection that works has on dev: a share of the depths, nat in its weights, nDCG@10 of its gap."""
 
-BEGAN: dict[str, Any] = {
-    "tau": 5.0, "kl_weight": 0.0, "auxiliary_weight": 0.003, "learning_rate": 1e-3, "calibrate": False,
-}  # fmt: skip
-"""The default recipe when the study began: a run's own settings change this."""
-
-INFORMED: dict[str, Any] = {"kl_weight": 1.0, "learning_rate": 3e-4, "auxiliary_weight": 0.03, "calibrate": True}
-"""A selector that begins calibrated and stays near uniform."""
-CLOSE: dict[str, Any] = {"tau": 1.0, "noise": 0.05}
-"""Weights that follow the policy, and are as calm in training as at tau 20."""
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "no reward": {"auxiliary_weight": 0.0},
-    "tau 1": {"tau": 1.0},
-    "tau 2": {"tau": 2.0},
-    "tau 10": {"tau": 10.0},
-    "tau 10, no reward": {"tau": 10.0, "auxiliary_weight": 0.0},
-    "tau from 1 to 5": {"tau_start": 1.0},
-    "tau from 10 to 2": {"tau_start": 10.0, "tau": 2.0},
-    "no noise, no reward": {"selection": "softmax", "auxiliary_weight": 0.0, "tau": 1.0},
-    "no noise": {"selection": "softmax", "tau": 1.0},
-    "uniform weights": {"selection": "uniform"},
-    "hard": {"selection": "hard", "tau": 1.0},
-    "reward .01": {"auxiliary_weight": 0.01},
-    "reward .1": {"auxiliary_weight": 0.1},
-    "reward .1, KL 1": {"auxiliary_weight": 0.1, "kl_weight": 1.0},
-    "retrieval .003": {"reward": "retrieval"},
-    "retrieval .03": {"reward": "retrieval", "auxiliary_weight": 0.03},
-    "retrieval .03, tau 1, no noise": {
-        "reward": "retrieval", "auxiliary_weight": 0.03, "tau": 1.0, "selection": "softmax", "kl_weight": 1.0,
-    },
-    "both .01": {"reward": "sum", "auxiliary_weight": 0.01},
-    "exact gradient .03": {"estimator": "exact", "auxiliary_weight": 0.03},
-    "all layers": {"layers": "all"},
-    "all layers, tau 10": {"layers": "all", "tau": 10.0},
-    "all layers, uniform": {"layers": "all", "selection": "uniform"},
-    "first layer": {"layers": [0]},
-    "last two layers": {"layers": [-2, -1]},
-    "depth 8": {"depth": 8},
-    "depth 16": {"depth": 16},
-    "depth 128": {"depth": 128},
-    "frame views": {"views": "frame"},
-    "views fixed": {"train_views": False},
-    "learning rate 1e-4": {"learning_rate": 1e-4},
-    "learning rate 3e-3": {"learning_rate": 3e-3},
-    "calibrated": {"calibrate": True},
-    "informed": {**INFORMED, **CLOSE},
-    "informed, no reward": {**INFORMED, **CLOSE, "auxiliary_weight": 0.0},
-    "informed, all layers": {**INFORMED, **CLOSE, "layers": "all"},
-    "informed, all layers, no reward": {**INFORMED, **CLOSE, "layers": "all", "auxiliary_weight": 0.0},
-    "weights per head": {"weights per": "head", "tau": 10.0},
-    "weights per token": {"weights per": "token", "tau": 10.0},
-    "weights per head and token": {"weights per": "head and token", "tau": 10.0},
-    "weights per head, tau 1, noise .05": {"weights per": "head", **CLOSE},
-    "weights per token, tau 1, noise .05": {"weights per": "token", **CLOSE},
-    "weights per head and token, tau 1, noise .05": {"weights per": "head and token", **CLOSE},
-    "logit dropout .05": {"mechanism": "logit-dropout", "logit_dropout": 0.05},
-    "logit dropout .3": {"mechanism": "logit-dropout", "logit_dropout": 0.3},
-}  # fmt: skip
-
-
-OPTIONS_ON = ("nfcorpus", "pydocs", "mixed")
-
-GENTLE: dict[str, Any] = {"tau": 10.0, "kl_weight": 1.0}
-RECIPES: dict[str, dict[str, Any]] = {
-    "gentle 3e-4": {**GENTLE, "learning_rate": 3e-4},
-    "gentle 3e-4, reward .03": {**GENTLE, "learning_rate": 3e-4, "auxiliary_weight": 0.03},
-    "gentle 1e-4, reward .03": {**GENTLE, "learning_rate": 1e-4, "auxiliary_weight": 0.03},
-    "gentle 3e-4, retrieval .03": {**GENTLE, "learning_rate": 3e-4, "auxiliary_weight": 0.03, "reward": "retrieval"},
-    "informed, tau 10": {**INFORMED, "tau": 10.0},
-    "informed, tau 20": {**INFORMED, "tau": 20.0},
-    "informed, tau 3, noise .15": {**INFORMED, "tau": 3.0, "noise": 0.15},
-    "informed, tau 1, noise .1": {**INFORMED, "tau": 1.0, "noise": 0.1},
-    "informed, tau 1, noise .05": {**INFORMED, **CLOSE},
-    "informed, tau 1, noise .05, learning rate 1e-3": {**INFORMED, **CLOSE, "learning_rate": 1e-3},
-    "informed, tau 1, noise .05, KL 2": {**INFORMED, **CLOSE, "kl_weight": 2.0},
-    "informed, tau 1, noise .05, retrieval": {**INFORMED, **CLOSE, "reward": "retrieval"},
-    "informed, tau 1, noise .05, no reward": {**INFORMED, **CLOSE, "auxiliary_weight": 0.0},
-}
-"""Gentle ones, and ones whose selector begins calibrated and whose weights follow it more or less closely."""
+Results = Sequence[Mapping[str, Any]]
+"""What finished runs left: see `training.do_run`."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +77,16 @@ def dev(result: Mapping[str, Any]) -> float:
     return statistics.mean(result["means"][f"{name}/dev"] for name in own)
 
 
-def phase(name: str, results: Sequence[Mapping[str, Any]]) -> list[Run]:
-    """The runs of a phase, given the finished runs of those it rests on; the most important first."""
+class Unfinished(ValueError):
+    """Runs are missing that others are chosen by."""
+
+
+def phase(name: str, results: Results, *, strict: bool = False) -> list[Run]:
+    """The runs of a phase, the most important first, as far as they can be planned from those it rests on.
+
+    Raises:
+        Unfinished: it rests on runs that are missing, if `strict`.
+    """
     makers = {
         "tuning": _tuning,
         "recipes": _recipes,
@@ -160,10 +96,16 @@ def phase(name: str, results: Sequence[Mapping[str, Any]]) -> list[Run]:
         "best": _best,
         "scratch": _scratch,
     }
-    return list(makers[name](results))
+    runs: list[Run] = []
+    try:
+        runs.extend(makers[name](results))
+    except Unfinished:
+        if strict:
+            raise
+    return runs
 
 
-def _tuning(_: Sequence[Any]) -> Iterable[Run]:
+def _tuning(_: Results) -> Iterable[Run]:
     for train in ("mixed", "tldr-commands", "nfcorpus", "nq-qed", "pydocs"):  # the long ones first
         epochs = (1, 2) if train == "mixed" else (1, 3)
         grid = itertools.product(("full", "lora"), range(4), epochs, (64, 128))
@@ -171,105 +113,167 @@ def _tuning(_: Sequence[Any]) -> Iterable[Run]:
             yield Run("tuning", train, f"dense-{tuning}", TUNING_SEED, LEARNING_RATES[tuning][rate], number, batch)
 
 
-def tuned(results: Sequence[Mapping[str, Any]], train: str, tuning: str, encoder: str = "minilm") -> dict[str, Any]:
+def tuned(results: Results, train: str, tuning: str, encoder: str = "minilm") -> dict[str, Any]:
     """The dense twin's settings that were best on dev."""
     found = [
         result
         for result in results
-        if result["run"]["seed"] == TUNING_SEED
+        if "failed" not in result
+        and result["run"]["seed"] == TUNING_SEED
         and result["run"]["encoder"] == encoder
         and (result["run"]["train"], result["run"]["variant"]) == (train, f"dense-{tuning}")
     ]
+    if not found:
+        raise Unfinished(f"dense-{tuning} was not tuned on {train}: run --phases tuning first")
     best = max(found, key=dev)["run"]
     return {name: best[name] for name in ("learning_rate", "epochs", "batch_size")}
 
 
-def _recipes(results: Sequence[Any]) -> Iterable[Run]:
-    for seed, option in itertools.product(SEEDS, RECIPES):
-        for train, variant in (("nfcorpus", "maw-full"), ("pydocs", "maw-full"), ("pydocs", "maw-lora")):
-            settings = tuned(results, train, variant.removeprefix("maw-"))
-            yield Run("recipes", train, variant, seed, **settings, maw=RECIPES[option], option=option)
-
-
-def _default(results: Sequence[Any]) -> Iterable[Run]:
-    working = [name for name in RECIPES if works(results, name)]  # if none does, tables.py says so
-    option = max(working or RECIPES, key=lambda name: _mean_dev(results, "recipes", name))
-    rows = [("nfcorpus", "maw-lora"), ("nq-qed", "maw-full"), ("nq-qed", "maw-lora"), ("mixed", "maw-full")]
-    rows += [("tldr-commands", "maw-full"), ("tldr-commands", "maw-lora"), ("mixed", "maw-lora")]
-    for (train, variant), seed in itertools.product(rows, SEEDS):
+def _recipes(results: Results) -> Iterable[Run]:
+    for seed, option, (train, variant) in itertools.product(SEEDS, RECIPES, RECIPES_ON):
         settings = tuned(results, train, variant.removeprefix("maw-"))
-        yield Run("default", train, variant, seed, **settings, maw=RECIPES[option], option=option)
+        yield Run("recipes", train, variant, seed, **settings, maw=RECIPES[option], option=option)
 
 
-def works(results: Sequence[Mapping[str, Any]], option: str) -> bool:
-    """Whether a recipe's weights keep half of the depths alive in every run, and depend on the text: .01 nat on
-    average. By dev queries and documents; the first recipes were not measured so, and their weights hardly depend on
-    the text by any."""
-    layers = [
-        layer
-        for result in results
-        if (result["run"]["phase"], result["run"]["option"]) == ("recipes", option)
-        for own in result["selection"].values()
-        for layer in own.get("layers on dev", ())
-    ]
-    return (
-        bool(layers)
-        and min(layer["depths alive by weight"] for layer in layers) >= 0.5
-        and statistics.mean(layer["information of weights, nat"] for layer in layers) >= 0.01
-    )
-
-
-def _mean_dev(results: Sequence[Any], phase: str, option: str) -> float:
-    """The mean on dev over the training sets and variants that an option was tried on."""
-    found: dict[tuple[str, str], list[float]] = {}
+def _cells(results: Results, phase: str, option: str) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """The runs of an option, by training set and variant."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for result in results:
         run = result["run"]
         if (run["phase"], run["option"]) == (phase, option):
-            found.setdefault((run["train"], run["variant"]), []).append(dev(result))
-    return statistics.mean(statistics.mean(values) for values in found.values()) if found else 0.0
+            found.setdefault((run["train"], run["variant"]), []).append(result)
+    return found
 
 
-def _options(results: Sequence[Any]) -> Iterable[Run]:
-    for seed in (0, 1):
-        for train in OPTIONS_ON:
-            settings = tuned(results, train, "full")
-            yield Run("options", train, "dense-full", 10 + seed, **settings)
-            for option, changes in OPTIONS.items():
-                yield Run("options", train, "maw-full", 10 + seed, **settings, maw=changes, option=option)
+def _best_on_dev(results: Results, phase: str, options: Iterable[str], cells: int, seeds: int) -> list[str]:
+    """Options from the best on dev to the worst, by the mean of their cells; without those of which a run failed."""
+    means = {}
+    for option in options:
+        found = _cells(results, phase, option).values()
+        if len(found) != cells or any(len(rows) != seeds for rows in found):
+            raise Unfinished(f"{option!r} has runs that are not finished: run --phases {phase} first")
+        if not any("failed" in row for rows in found for row in rows):
+            means[option] = statistics.mean(statistics.mean(map(dev, rows)) for rows in found)
+    return sorted(means, key=means.__getitem__, reverse=True)
 
 
-def _main(results: Sequence[Any]) -> Iterable[Run]:
-    yield Run("main", "", "untuned", 0)
-    matrix = [
-        (("mixed", "nfcorpus"), ("dense-full", "maw-full", "dense-lora", "maw-lora")),
-        (("mixed", "nfcorpus"), CONTROLS),
-        (("pydocs", "nq-qed", "tldr-commands"), ("dense-full", "maw-full", "dense-lora", "maw-lora")),
-        (("pydocs", "nq-qed", "tldr-commands"), CONTROLS),
-    ]
-    for sets, variants in matrix:
-        for seed, train, variant in itertools.product(SEEDS, sets, variants):
-            tuning = "lora" if variant.endswith("lora") else "full"
-            yield Run("main", train, variant, seed, **tuned(results, train, tuning))
+def chosen(results: Results) -> str:
+    """The recipe that is the default from here on: the best on dev of those that work; of all, if none does."""
+    ranked = _best_on_dev(results, "recipes", RECIPES, len(RECIPES_ON), len(SEEDS))
+    works = working(results)
+    return next((option for option in ranked if option in works), ranked[0])
 
 
-def _best(results: Sequence[Any]) -> Iterable[Run]:
-    """The two options with the best mean on dev over their training sets; never the default or a control."""
-    tried = [name for name in OPTIONS if "logit" not in name and name != "default"]
-    chosen = sorted(tried, key=lambda name: _mean_dev(results, "options", name), reverse=True)
-    for option, seed, train in itertools.product(
-        chosen[:2], SEEDS, ("mixed", "nfcorpus", "pydocs", "nq-qed", "tldr-commands")
-    ):
-        yield Run("best", train, "maw-full", seed, **tuned(results, train, "full"), maw=OPTIONS[option], option=option)
+def working(results: Results) -> list[str]:
+    """The recipes whose selection works on every training set: half of the depths alive in every run, weights that
+    depend on the text and no gap, on average over seeds. The gentle ones were not measured on dev; on test they have
+    .0001 nat at most."""
+    return [option for option in RECIPES if _works(_cells(results, "recipes", option))]
 
 
-def _scratch(results: Sequence[Any]) -> Iterable[Run]:
+def _works(cells: Mapping[Any, Sequence[Mapping[str, Any]]]) -> bool:
+    for rows in cells.values():
+        own = [one for row in rows for one in row.get("selection", {}).values()]
+        if len(own) < len(rows) or not all("layers on dev" in one for one in own):
+            return False
+        layers = [layer for one in own for layer in one["layers on dev"]]
+        if min(layer["depths alive by weight"] for layer in layers) < LEAST_ALIVE:
+            return False
+        if statistics.mean(layer["information of weights, nat"] for layer in layers) < LEAST_INFORMATION:
+            return False
+        if abs(statistics.mean(gap for one in own for gap in one["gaps"]["dev"])) >= LARGEST_GAP:
+            return False
+    return bool(cells)
+
+
+def _default(results: Results) -> Iterable[Run]:
+    option = chosen(results)
+    recipe = RECIPES[option]
+    pairs = ("dense-full", "maw-full", "dense-lora", "maw-lora")
+    controls = tuple(name for name in CONTROLS if name != "literal")  # which has settings of its own
+    for variants in (pairs, controls):
+        for seed, train, variant in itertools.product(SEEDS, SETS, variants):
+            settings = tuned(results, train, "lora" if variant.endswith("lora") else "full")
+            matched = {"logit_dropout": matched_dropout(recipe)} if variant == "logit-dropout" else {}
+            maw = {} if variant.startswith("dense") else {**recipe, **matched}
+            yield Run("default", train, variant, seed, **settings, maw=maw, option=option if maw else "")
+
+
+def _scratch(results: Results) -> Iterable[Run]:
     common: dict[str, Any] = {"epochs": 4, "batch_size": 128, "encoder": "scratch"}
-    for rate in (2e-4, 5e-4, 1e-3):
-        yield Run("scratch", "mixed", "dense-full", TUNING_SEED, rate, **common)
-    rows = [("dense-full", {}, ""), ("maw-full", {}, "last layer"), ("maw-full", {"layers": "all"}, "all layers")]
-    rows += [
+    rates = (2e-4, 5e-4, 1e-3, 2e-3)
+    search = [Run("scratch", "mixed", "dense-full", TUNING_SEED, rate, **common) for rate in rates]
+    yield from search
+    rows: list[tuple[str, dict[str, Any], str]] = [
+        ("dense-full", {}, ""),
+        ("maw-full", {}, "last layer"),
+        ("maw-full", {"layers": "all"}, "all layers"),
         ("static", {"layers": "all"}, "all layers"),
         ("maw-full", {"layers": "all", "tau": 1.0}, "all layers, tau 1"),
     ]
-    for seed, (variant, maw, option) in itertools.product(SEEDS, rows):
-        yield Run("scratch", "mixed", variant, seed, 5e-4, **common, maw=maw, option=option)
+    begun = [
+        Run("scratch", "mixed", variant, seed, 5e-4, **common, maw=maw, option=option)
+        for seed, (variant, maw, option) in itertools.product(SEEDS, rows)
+    ]
+    yield from _finished(begun, results)
+    if len(_finished(search, results)) == len(search):
+        rate, option = tuned(results, "mixed", "full", "scratch")["learning_rate"], chosen(results)
+        for seed, (variant, maw, where) in itertools.product(SEEDS, rows[:4]):
+            recipe = {} if variant == "dense-full" else {**RECIPES[option], **maw}
+            name = f"{option}; {where}" if recipe else ""
+            if recipe or rate != 5e-4:  # else its twins are there already
+                yield Run("scratch", "mixed", variant, seed, rate, **common, maw=recipe, option=name)
+            else:
+                yield begun[seed * len(rows)]
+
+
+def _options(results: Results) -> Iterable[Run]:
+    settings = tuned(results, "nfcorpus", "full")
+    begun = [Run("options", "nfcorpus", "dense-full", 10, **settings)]
+    begun += [
+        Run("options", "nfcorpus", "maw-full", 10, **settings, maw=maw, option=option)
+        for option, maw in BEGUN_OPTIONS.items()
+    ]
+    yield from _finished(begun, results)
+    recipe = RECIPES[chosen(results)]
+    for seed, train in itertools.product(OPTIONS_SEEDS, OPTIONS_ON):
+        settings = tuned(results, train, "full")
+        yield Run("options", train, "dense-full", seed, **settings)
+        for option, changes in {"the default": {}, **OPTIONS}.items():
+            yield Run("options", train, "maw-full", seed, **settings, maw={**recipe, **changes}, option=option)
+
+
+def _best(results: Results) -> Iterable[Run]:
+    """The two options with the best mean on dev over their training sets; never a control."""
+    tried = [name for name in OPTIONS if "logit" not in name]
+    recipe = RECIPES[chosen(results)]
+    found = [
+        result for result in results if result["run"]["seed"] in OPTIONS_SEEDS and result["run"]["train"] in OPTIONS_ON
+    ]
+    for option in _best_on_dev(found, "options", tried, len(OPTIONS_ON), len(OPTIONS_SEEDS))[:2]:
+        for seed, train, tuning in itertools.product(SEEDS, SETS, ("full", "lora")):
+            maw = {**recipe, **OPTIONS[option]}
+            yield Run("best", train, f"maw-{tuning}", seed, **tuned(results, train, tuning), maw=maw, option=option)
+
+
+def _main(results: Results) -> Iterable[Run]:
+    yield Run("main", "", "untuned", 0)
+    pairs = ("dense-full", "maw-full", "dense-lora", "maw-lora")
+    for sets, variants in ((("mixed", "nfcorpus"), (*pairs, *CONTROLS)), (DOMAINS, pairs)):
+        for seed, train, variant in itertools.product(SEEDS, sets, variants):
+            if variants == pairs and train == "nfcorpus":
+                continue
+            tuning = "lora" if variant.endswith("lora") else "full"
+            yield Run("main", train, variant, seed, **tuned(results, train, tuning))
+    rest = [train for train in DOMAINS if train != "nfcorpus"]
+    for train in rest:  # the literal recipe everywhere; the other controls are in `default`, with five seeds
+        settings = tuned(results, train, "full")
+        yield from (Run("main", train, "literal", seed, **settings) for seed in SEEDS)
+        others = itertools.product(SEEDS, (name for name in CONTROLS if name != "literal"))
+        yield from _finished([Run("main", train, variant, seed, **settings) for seed, variant in others], results)
+
+
+def _finished(runs: Sequence[Run], results: Results) -> list[Run]:
+    """Of runs that are no longer planned, those that were done when they were."""
+    names = {result["name"] for result in results if "failed" not in result}
+    return [run for run in runs if run.name in names]

@@ -11,24 +11,29 @@ from __future__ import annotations
 
 import argparse
 import collections
-import hashlib
 import itertools
-import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from data import DOMAINS, POOL
-from plan import CONTROLS, LEARNING_RATES, OPTIONS_ON, RECIPES, SETS, TUNING_SEED, dev, works
+from markdown import comparisons, table
+from plan import CONTROLS, LEARNING_RATES, OPTIONS_ON, RECIPES_ON, SETS, TUNING_SEED, dev, working
+from recipes import RECIPES
+from rows import Row, Scores, read_all, write
 
-from maw.benchmark.comparison import Comparison, compare, correct
+from maw.benchmark.comparison import Comparison, compare
 
 POOL_SPLITS = ("dl19", "dl20", "dev")
-Scores = Mapping[str, Mapping[str, np.ndarray]]
+MAW = ("maw-full", "maw-lora")
+PREFACE = (
+    "Differences are means over queries: on `mixed` over those of all four domains together, of which tldr-commands "
+    "has more than half, where the tables of nDCG@10 give each domain the same weight. Each table of differences is a "
+    "family of its own for Holm's correction, and *would find* is the true difference that its first step finds with "
+    "power .8. A row marked * compares runs of different machines."
+)
 
 
 def main() -> None:
@@ -36,77 +41,15 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, nargs="+", required=True)
     parser.add_argument("--output", type=Path, required=True)
     asked = parser.parse_args()
-    rows, scores = [], {}
-    for folder in asked.runs:
-        some_rows, some_scores = read(folder)
-        rows, scores = rows + some_rows, scores | some_scores
-    asked.output.mkdir(parents=True, exist_ok=True)
-    write_rows(asked.output / "runs.json", rows)
-    write_scores(asked.output / "per_query.parquet", scores)
+    rows, scores = read_all(asked.runs)
+    write(asked.output, rows, scores)
     (asked.output / "tables.md").write_text(Study(rows, scores).tables(), encoding="utf-8")
-
-
-# Reading and writing
-
-
-def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, dict[str, np.ndarray]]]:
-    """Rows of the runs and their scores by run and split; scores that do not have their checksum are an error."""
-    if (folder / "runs.json").is_file():
-        whole = json.loads((folder / "runs.json").read_text(encoding="utf-8"))
-        rows = [{**row, "environment": whole["environments"][row["environment"]]} for row in whole["runs"]]
-        scores: dict[str, dict[str, np.ndarray]] = collections.defaultdict(dict)
-        for row in pq.read_table(folder / "per_query.parquet").to_pylist():
-            scores[row["run"]][row["split"]] = np.array(row["nDCG@10"], dtype=np.float32)
-    else:
-        rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-        scores = {}
-        for row in rows:
-            with np.load(folder / f"{row['name']}.npz") as file:
-                scores[row["name"]] = {name.replace("|", "/"): file[name] for name in file.files}
-    for row in rows:
-        digest = hashlib.sha256()
-        for split, values in sorted(scores[row["name"]].items()):
-            digest.update(split.encode() + values.tobytes())
-        if digest.hexdigest() != row["scores"]:
-            raise SystemExit(f"the scores of {row['name']} are not those of its checksum")
-    return rows, dict(scores)
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One line a run, environments once."""
-    environments: list[Any] = []
-    lines = []
-    for row in rows:
-        if row["environment"] not in environments:
-            environments.append(row["environment"])
-        kept = {name: value for name, value in row.items() if name not in ("maw", "environment")}
-        lines.append(json.dumps({**_rounded(kept), "environment": environments.index(row["environment"])}))
-    whole = '{"environments": ' + json.dumps(environments) + ',\n"runs": [\n' + ",\n".join(lines) + "\n]}\n"
-    path.write_text(whole, encoding="utf-8")
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return round(value, 8)
-    if isinstance(value, dict):
-        return {name: _rounded(part) for name, part in value.items()}
-    return [_rounded(part) for part in value] if isinstance(value, list) else value
-
-
-def write_scores(path: Path, scores: Scores) -> None:
-    parts = [(run, split, values) for run, splits in scores.items() for split, values in splits.items()]
-    run, split, values = zip(*parts, strict=True)
-    table = pa.table({"run": run, "split": split, "nDCG@10": pa.array(values, type=pa.list_(pa.float32()))})
-    pq.write_table(table, path, compression="zstd", compression_level=19, use_dictionary=["run", "split"])
-
-
-# Tables
 
 
 class Study:
     """The runs, by what they are."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], scores: Scores) -> None:
+    def __init__(self, rows: Sequence[Row], scores: Scores) -> None:
         self.rows, self.scores = rows, scores
         self.untuned = next(row for row in rows if row["run"]["variant"] == "untuned")
 
@@ -115,36 +58,57 @@ class Study:
         parts = [
             "# The study's tables",
             "Made by `benchmarks/study/tables.py` from `runs.json` and `per_query.parquet`.",
+            PREFACE,
+            "## Tuning the dense twins",
+            self._tuning(),
         ]
-        parts += ["## Tuning the dense twins", self._tuning(), "## Every variant", self._variants()]
-        parts += ["## Against the dense twins", self._against_twins()]
-        parts += ["## Out of domain: MS MARCO's pool", self._out_of_domain()]
-        parts += ["## What the selection does", self._selections(), "## Recipes", self._recipes()]
-        parts += ["## The default", self._chosen("default", "recipes")]
-        parts += ["## The options that were best on dev", self._chosen("best")]
+        for phase, name in (("default", "the chosen default"), ("main", "the default as the study began")):
+            if self._pick(phase=phase, variant="maw-full"):
+                parts += [f"## With {name}: every variant", self._variants(phase)]
+                parts += ["### MAW against its dense twins", self._differences(phase, self._twins, MAW)]
+                parts += ["### Controls against their dense twin", self._differences(phase, self._twins, CONTROLS)]
+                parts += ["### MAW against the controls", self._differences(phase, self._controls, CONTROLS)]
+                parts += ["### What the selection does", self._selections(phase)]
+                parts += ["### Out of domain: MS MARCO's pool", self._out_of_domain(phase)]
+        parts += ["## Recipes", self._recipes(), "## The options that were best on dev", self._best()]
         parts += ["## Never trained before", self._scratch(), "## Options", self._options()]
         return "\n\n".join(parts) + "\n"
 
-    def _pick(self, **wanted: Any) -> list[Mapping[str, Any]]:
+    # Runs and their scores
+
+    def _pick(self, **wanted: Any) -> list[Row]:
         """Rows whose run has these values, by seed."""
         found = [row for row in self.rows if all(row["run"][name] == value for name, value in wanted.items())]
         return sorted(found, key=lambda row: row["run"]["seed"])
 
-    def _mean(self, row: Mapping[str, Any], train: str, kind: str = "") -> float:
+    def _mean(self, row: Row, train: str, kind: str = "") -> float:
         """The mean over the training set's domains of the mean over their test queries."""
-        own = DOMAINS if train == "mixed" else (train,)
-        return statistics.mean(row["means"][f"{name}/test{kind}"] for name in own)
+        return statistics.mean(row["means"][f"{name}/test{kind}"] for name in _own(train))
 
-    def _queries(self, rows: Sequence[Mapping[str, Any]], splits: Sequence[str]) -> np.ndarray:
-        """(seeds, queries), the queries of all splits together."""
-        return np.stack([np.concatenate([self.scores[row["name"]][split] for split in splits]) for row in rows])
+    def _marked(self, rows: Sequence[Row], train: str) -> str:
+        """The mean over seeds, marked where it is below the untuned encoder."""
+        mean = statistics.mean(self._mean(row, train) for row in rows)
+        return f"{mean:.4f}{' (below untuned)' if mean < self._mean(self.untuned, train) else ''}"
 
-    def _compared(self, rows: Sequence[Any], twins: Sequence[Any], splits: Sequence[str], name: str) -> Comparison:
-        seeds = sorted({row["run"]["seed"] for row in rows} & {row["run"]["seed"] for row in twins})
+    def _compared(self, rows: Sequence[Row], others: Sequence[Row], splits: Sequence[str], name: str) -> Comparison:
+        """Pairs by seed; the queries of all splits together."""
+        pairs = [{row["run"]["seed"]: row for row in some} for some in (rows, others)]
+        if any(len(one) != len(some) for one, some in zip(pairs, (rows, others), strict=True)):
+            raise SystemExit(f"{name}: a seed has two runs")
+        seeds = sorted(pairs[0].keys() & pairs[1].keys())
+        both = [[one[seed] for seed in seeds] for one in pairs]
+        for split in splits:
+            if len({row["queries"][split] for some in both for row in some}) != 1:
+                raise SystemExit(f"{name}: runs have other queries in {split}")
         first, second = (
-            self._queries([row for row in some if row["run"]["seed"] in seeds], splits) for some in (rows, twins)
+            np.stack([np.concatenate([self.scores[row["name"]][split] for split in splits]) for row in some])
+            for some in both
         )
-        return compare(name, twins[0]["run"]["variant"], first, second, "nDCG@10", split=" ".join(splits))
+        mark = " *" if len({row["environment"]["device"] for some in both for row in some}) > 1 else ""
+        baseline = others[0]["run"]["variant"]
+        return compare(name + mark, baseline, first, second, "nDCG@10", split=" ".join(splits))
+
+    # The search for the twins
 
     def _tuning(self) -> str:
         lines = []
@@ -159,201 +123,195 @@ class Study:
                             mark = "**" if row is best else ""
                             cells.append(f"{mark}{dev(row):.4f}{mark}")
                     lines.append([train, tuning, f"{rate:g}", *cells])
-        heads = [
-            "training set",
-            "twin",
-            "learning rate",
-            "1 epoch, 64",
-            "1 epoch, 128",
-            "3 epochs, 64",
-            "3 epochs, 128",
-        ]
+        counts = ["1 epoch, 64", "1 epoch, 128", "3 epochs, 64", "3 epochs, 128"]
         note = (
             "nDCG@10 on dev, mean over the set's domains; columns are epochs and batch (mixed: 1 and 2 epochs). The "
             "best of each block is the setting of every twin and variant from here on."
         )
-        return f"{note}\n\n{_table(heads, lines)}"
+        return f"{note}\n\n{table(['training set', 'twin', 'learning rate', *counts], lines)}"
 
-    def _variants(self) -> str:
+    # Every variant of one phase
+
+    def _variants(self, phase: str) -> str:
         lines = []
         for train in SETS:
-            base = self._mean(self.untuned, train)
-            lines.append(
-                [train, "untuned", f"{base:.4f}", "", "", f"{self.untuned['parameters']['total_parameters']:,}"]
-            )
+            total = f"{self.untuned['parameters']['total_parameters']:,}"
+            lines.append([train, "untuned", f"{self._mean(self.untuned, train):.4f}", "", "", total])
             for variant in ("dense-full", "maw-full", "dense-lora", "maw-lora", *CONTROLS):
-                rows = self._pick(phase="main", train=train, variant=variant)
-                if not rows:
-                    continue
-                values = [self._mean(row, train) for row in rows]
-                mark = " (below untuned)" if statistics.mean(values) < base else ""
-                spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
-                mean = f"{statistics.mean(values):.4f}{mark}"
-                each = " ".join(f"{value:.4f}"[1:] for value in values)
-                lines.append([train, variant, mean, spread, each, f"{rows[0]['parameters']['trainable_parameters']:,}"])
+                rows = self._pick(phase=phase, train=train, variant=variant)
+                if rows:
+                    values = [self._mean(row, train) for row in rows]
+                    spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
+                    each = " ".join(f"{value:.4f}"[1:] for value in values)
+                    trained = f"{rows[0]['parameters']['trainable_parameters']:,}"
+                    lines.append([train, variant, self._marked(rows, train), spread, each, trained])
         heads = ["training set", "variant", "nDCG@10", "deviation of seeds", "seeds", "trained parameters"]
         note = "On the test split of the training set's domain; `mixed` is the mean over four domains."
-        return f"{note}\n\n{_table(heads, lines)}"
+        return f"{note}\n\n{table(heads, lines)}"
 
-    def _against_twins(self) -> str:
+    def _differences(self, phase: str, pairs: Callable[..., Any], variants: Sequence[str]) -> str:
         found = []
-        for train in SETS:
-            splits = [f"{name}/test" for name in (DOMAINS if train == "mixed" else (train,))]
-            for variant in ("maw-full", "maw-lora", *CONTROLS):
-                twin = "dense-lora" if variant.endswith("lora") else "dense-full"
-                rows = self._pick(phase="main", train=train, variant=variant)
-                if rows:
-                    twins = self._pick(phase="main", train=train, variant=twin)
-                    found.append((train, self._compared(rows, twins, splits, variant)))
-        note = (
-            "Differences, here and below, are means over queries: on `mixed` over those of all four domains together, "
-            "of which tldr-commands has more than half, where the tables of nDCG@10 give each domain the same weight."
-        )
-        return f"{note}\n\n{_comparisons(found)}"
+        for train, variant in itertools.product(SETS, variants):
+            rows, others = pairs(phase, train, variant)
+            if rows and others:
+                found.append((train, self._compared(rows, others, _splits(train), rows[0]["run"]["variant"])))
+        return comparisons(found)
 
-    def _out_of_domain(self) -> str:
+    def _twins(self, phase: str, train: str, variant: str) -> tuple[list[Row], list[Row]]:
+        twin = "dense-lora" if variant.endswith("lora") else "dense-full"
+        return tuple(self._pick(phase=phase, train=train, variant=name) for name in (variant, twin))
+
+    def _controls(self, phase: str, train: str, control: str) -> tuple[list[Row], list[Row]]:
+        return tuple(self._pick(phase=phase, train=train, variant=name) for name in ("maw-full", control))
+
+    def _out_of_domain(self, phase: str) -> str:
+        lines, found = [], []
+        means = [self.untuned["means"][f"{POOL}/{split}"] for split in POOL_SPLITS]
+        lines.append(["-", "untuned", 1, *(f"{mean:.4f}" for mean in means)])
+        for train, variant in itertools.product(SETS, ("dense-full", "maw-full", "dense-lora", "maw-lora", *CONTROLS)):
+            rows = self._pick(phase=phase, train=train, variant=variant)
+            if rows:
+                cells = []
+                for split, base in zip(POOL_SPLITS, means, strict=True):
+                    mean = statistics.mean(row["means"][f"{POOL}/{split}"] for row in rows)
+                    cells.append(f"{mean:.4f}{' (below untuned)' if mean < base else ''}")
+                lines.append([train, variant, len(rows), *cells])
+        for train, variant in itertools.product(SETS, MAW):
+            rows, twins = self._twins(phase, train, variant)
+            if rows and twins:
+                for splits in (("dl19", "dl20"), ("dev",)):
+                    where = [f"{POOL}/{split}" for split in splits]
+                    found.append((train, self._compared(rows, twins, where, f"{variant} on {' and '.join(splits)}")))
+        means_of_splits = table(["training set", "variant", "seeds", *POOL_SPLITS], lines)
+        return f"{means_of_splits}\n\n{comparisons(found)}"
+
+    def _selections(self, phase: str) -> str:
         lines = []
-        for train in ("", *SETS):
-            names = ("untuned",) if not train else ("dense-full", "maw-full", "dense-lora", "maw-lora", *CONTROLS)
-            for variant in names:
-                rows = self._pick(phase="main", train=train, variant=variant)
-                if rows:
-                    means = [statistics.mean(row["means"][f"{POOL}/{split}"] for row in rows) for split in POOL_SPLITS]
-                    lines.append([train or "-", variant, len(rows), *(f"{mean:.4f}" for mean in means)])
-        return _table(["training set", "variant", "seeds", *POOL_SPLITS], lines)
+        for train, variant in itertools.product(SETS, (*MAW, "random", "literal")):
+            rows = self._pick(phase=phase, train=train, variant=variant)
+            if rows:
+                lines.append([train, variant, *self._selection(rows, train)])
+        return table(["training set", "variant", *SELECTION], lines)
 
-    def _selections(self) -> str:
-        lines = []
-        for train in SETS:
-            for variant in ("maw-full", "maw-lora", "random", "literal"):
-                rows = self._pick(phase="main", train=train, variant=variant)
-                if rows:
-                    lines.append([train, variant, *self._selection(rows, train)])
-        return _table(["training set", "variant", *SELECTION], lines)
-
-    def _selection(self, rows: Sequence[Mapping[str, Any]], train: str) -> list[str]:
+    def _selection(self, rows: Sequence[Row], train: str) -> list[str]:
         layers = [layer for row in rows for own in row["selection"].values() for layer in own["layers"]]
         if not layers:  # no selection, or one that is not a text's
             return ["-"] * len(SELECTION)
-        gap = statistics.mean(self._mean(row, train) - self._mean(row, train, "/sampled") for row in rows)
+        gaps = [gap for row in rows for gap in self._gaps(row, train)]
         fused = statistics.mean(self._mean(row, train, "/fused") - self._mean(row, train) for row in rows)
-        cells = [f"{gap:+.4f}", f"{fused:+.4f}"]
-        for name, of in (
-            ("smallest mean weight * D", min),
-            ("depths alive by policy", min),
-            ("policy entropy / log D", statistics.mean),
-            ("information of policy, nat", statistics.mean),
-            ("information of weights, nat", statistics.mean),
-        ):
-            cells.append(f"{of(layer[name] for layer in layers):.4f}")
+        cells = [f"{statistics.mean(gaps):+.4f} ({min(gaps):+.4f} to {max(gaps):+.4f})", f"{fused:+.4f}"]
+        for name, of in STATISTICS:
+            there = [layer[name] for layer in layers if name in layer]
+            cells.append(f"{of(there):.4f}" if there else "-")
         return cells
+
+    def _gaps(self, row: Row, train: str) -> list[float]:
+        """Noise-free less sampled, the mean over domains, for every draw."""
+        own = [row["selection"][name] for name in _own(train)]
+        if all("gaps" in one for one in own):
+            return [statistics.mean(draws) for draws in zip(*(one["gaps"]["test"] for one in own), strict=True)]
+        return [self._mean(row, train) - self._mean(row, train, "/sampled")]
+
+    # Recipes and options
 
     def _recipes(self) -> str:
         lines, found = [], []
-        for train, variant in (("nfcorpus", "maw-full"), ("pydocs", "maw-full"), ("pydocs", "maw-lora")):
+        for train, variant in RECIPES_ON:
             twins = self._pick(phase="main", train=train, variant=variant.replace("maw", "dense"))
-            present = self._pick(phase="main", train=train, variant=variant)
-            for option, rows in [
-                ("as the study began", present),
-                *((name, self._of(train, variant, name)) for name in RECIPES),
-            ]:
+            begun = self._pick(phase="main", train=train, variant=variant)
+            tried = {name: self._pick(phase="recipes", train=train, variant=variant, option=name) for name in RECIPES}
+            for option, rows in {"as the study began": begun, **tried}.items():
                 if rows:
-                    means = statistics.mean(map(dev, rows)), statistics.mean(self._mean(row, train) for row in rows)
-                    lines.append(
-                        [train, variant, option, *(f"{mean:.4f}" for mean in means), *self._selection(rows, train)]
-                    )
-                    found.append((train, self._compared(rows, twins, [f"{train}/test"], f"{variant}, {option}")))
+                    lines.append([train, variant, option, f"{statistics.mean(map(dev, rows)):.4f}"])
+                    lines[-1] += [self._marked(rows, train), *self._selection(rows, train)]
+                    found.append((train, self._compared(rows, twins, _splits(train), f"{variant}, {option}")))
+        note = (
+            "Recipes whose selection works on dev (half of the depths alive in every run; on average over seeds .01 "
+            f"nat in the weights and a gap under .001): {', '.join(working(self.rows)) or 'none'}. The best of them "
+            "on dev is the default; if none works, the best of all."
+        )
         heads = ["training set", "variant", "recipe", "dev", "test", *SELECTION]
-        return f"{_table(heads, lines)}\n\n{_comparisons(found)}"
+        return f"{note}\n\n{table(heads, lines)}\n\n{comparisons(found)}"
 
-    def _of(self, train: str, variant: str, option: str) -> list[Mapping[str, Any]]:
-        return self._pick(phase="recipes", train=train, variant=variant, option=option)
-
-    def _chosen(self, phase: str, earlier: str = "") -> str:
-        """The options that a phase chose, with their runs of an earlier one, against twins and the untuned encoder."""
+    def _best(self) -> str:
         lines, found = [], []
-        for option in sorted({row["run"]["option"] for row in self._pick(phase=phase)}):
-            for train, variant in itertools.product(SETS, ("maw-full", "maw-lora")):
-                wanted = {"train": train, "variant": variant, "option": option}
-                rows = self._pick(phase=phase, **wanted) or self._pick(phase=earlier, **wanted)
-                twins = self._pick(phase="main", train=train, variant=variant.replace("maw", "dense"))
-                if rows:
-                    means = [statistics.mean(self._mean(row, train) for row in some) for some in (rows, twins)]
-                    mark = " (below untuned)" if means[0] < self._mean(self.untuned, train) else ""
-                    cells = [f"{means[0]:.4f}{mark}", f"{means[1]:.4f}", *self._selection(rows, train)]
-                    lines.append([option, train, variant, *cells])
-                    splits = [f"{name}/test" for name in (DOMAINS if train == "mixed" else (train,))]
-                    found.append((train, self._compared(rows, twins, splits, f"{variant}, {option}")))
+        for option in sorted({row["run"]["option"] for row in self._pick(phase="best")}):
+            for train, variant in itertools.product(SETS, MAW):
+                rows = self._pick(phase="best", train=train, variant=variant, option=option)
+                twins = self._pick(phase="default", train=train, variant=variant.replace("maw", "dense"))
+                if rows and twins:
+                    lines.append([option, train, variant, self._marked(rows, train), self._marked(twins, train)])
+                    lines[-1] += self._selection(rows, train)
+                    found.append((train, self._compared(rows, twins, _splits(train), f"{variant}, {option}")))
         if not lines:
             return "Not yet run."
-        working = [name for name in RECIPES if works(self.rows, name)]
-        note = (
-            "Recipes whose selection works on dev (half of the depths alive in every run, .01 nat in the weights on "
-            f"average): {', '.join(working) or 'none, so that all were candidates'}."
-        )
-        heads = ["recipe", "training set", "variant", "nDCG@10", "dense twin", *SELECTION]
-        parts = [note] if phase == "default" else []
-        return "\n\n".join([*parts, _table(heads, lines), _comparisons(found)])
+        heads = ["option", "training set", "variant", "nDCG@10", "dense twin", *SELECTION]
+        return f"{table(heads, lines)}\n\n{comparisons(found)}"
 
     def _scratch(self) -> str:
         rows = collections.defaultdict(list)
         for row in self._pick(phase="scratch"):
             run = row["run"]
-            if run["seed"] != TUNING_SEED:
-                rows[run["variant"], run["option"]].append(row)
-        twins = rows["dense-full", ""]
-        splits, lines, found = [f"{name}/test" for name in DOMAINS], [], []
-        for (variant, option), own in sorted(rows.items()):
+            seed = run["seed"] if run["seed"] == TUNING_SEED else -1
+            rows[run["learning_rate"], run["variant"], run["option"], seed].append(row)
+        lines, found = [], []
+        for (rate, variant, option, seed), own in sorted(rows.items()):
             values = [self._mean(row, "mixed") for row in own]
             each = " ".join(f"{value:.4f}"[1:] for value in values)
-            lines.append([variant, option or "-", f"{statistics.mean(values):.4f}", each])
-            if own is not twins:
-                found.append(("mixed", self._compared(own, twins, splits, f"{variant}, {option}")))
-        return f"{_table(['variant', 'MAW in', 'nDCG@10', 'seeds'], lines)}\n\n{_comparisons(found)}"
+            where = "search" if seed == TUNING_SEED else option or "-"
+            told = [
+                f"{rate:g}",
+                variant,
+                where,
+                f"{statistics.mean(map(dev, own)):.4f}",
+                f"{statistics.mean(values):.4f}",
+            ]
+            lines.append([*told, each, *self._selection(own, "mixed")[2:]])
+            twins = rows.get((rate, "dense-full", "", -1), [])
+            if own is not twins and twins and seed != TUNING_SEED:
+                name = f"{variant}, {option}, rate {rate:g}"
+                found.append(("mixed", self._compared(own, twins, _splits("mixed"), name)))
+        heads = ["learning rate", "variant", "MAW in", "dev", "test", "seeds", *SELECTION[2:]]
+        return f"{table(heads, lines)}\n\n{comparisons(found)}"
 
     def _options(self) -> str:
-        lines = []
-        for train in OPTIONS_ON:
+        lines, found = [], []
+        for train in ("nfcorpus", *OPTIONS_ON):
             rows = collections.defaultdict(list)
             for row in self._pick(phase="options", train=train):
-                rows[row["run"]["option"] or row["run"]["variant"]].append(row)
+                rows[row["run"]["option"]].append(row)
+            twins = rows.get("", [])
             for option, own in rows.items():
-                means = statistics.mean(map(dev, own)), statistics.mean(self._mean(row, train) for row in own)
-                lines.append([train, option, len(own), *(f"{mean:.4f}" for mean in means)])
-        return _table(["training set", "option", "seeds", "dev", "test"], lines)
+                lines.append([train, option or "dense-full", len(own), f"{statistics.mean(map(dev, own)):.4f}"])
+                lines[-1] += [self._marked(own, train), *self._selection(own, train)]
+                if option and twins:
+                    found.append((train, self._compared(own, twins, _splits(train), option)))
+        every = table(["training set", "option", "seeds", "dev", "test", *SELECTION], lines)
+        return f"{every}\n\n{comparisons(found)}"
 
 
+STATISTICS: tuple[tuple[str, Callable[[Sequence[float]], float]], ...] = (
+    ("smallest mean weight * D", min),
+    ("depths alive by policy", min),
+    ("policy entropy / log D", statistics.mean),
+    ("information of policy, nat", statistics.mean),
+    ("information of weights, nat", statistics.mean),
+    ("information of weights among queries, nat", statistics.mean),
+    ("information of weights among documents, nat", statistics.mean),
+)
 SELECTION = (
-    "gap",
-    "fused",
-    "smallest weight x D",
-    "alive",
-    "policy entropy",
-    "information, policy",
-    "information, weights",
+    *("gap", "fused", "smallest weight x D", "alive", "policy entropy", "information, policy"),
+    *("information, weights", "among queries", "among documents"),
 )
 
 
-def _comparisons(found: Sequence[tuple[str, Comparison]]) -> str:
-    """Holm's correction is over the rows of one table."""
-    corrected = correct([comparison for _, comparison in found])
-    lines = []
-    for (train, _), own in zip(found, corrected, strict=True):
-        low, high = own.interval
-        p = f"{own.p_value_corrected:.4f}"
-        lines.append(
-            [
-                *(train, own.variant, own.baseline, own.seeds, own.queries, f"{own.mean_difference:+.4f}"),
-                *(f"{low:+.4f} to {high:+.4f}", p, f"{own.smallest_detectable:.4f}", own.verdict),
-            ]
-        )
-    heads = ["training set", "variant", "against", "seeds", "queries", "difference", "95 % interval", "corrected p"]
-    return _table([*heads, "would find", "verdict"], lines)
+def _own(train: str) -> tuple[str, ...]:
+    """The domains of a training set."""
+    return DOMAINS if train == "mixed" else (train,)
 
 
-def _table(heads: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
-    rows = [heads, ["---"] * len(heads), *lines]
-    return "\n".join("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)
+def _splits(train: str) -> list[str]:
+    return [f"{name}/test" for name in _own(train)]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import data as study_data
 import numpy as np
 import torch
 from finer import refine
-from plan import BEGAN, Run
+from plan import Run
+from recipes import BEGAN
 from scores import measure
 from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel, set_seed
@@ -76,7 +77,7 @@ def do_run(run: Run, asked: argparse.Namespace, device: torch.device) -> None:
     if run.variant != "untuned":
         result |= _train(model, run, asked)
     trained = time.time()
-    everything = run.phase in ("main", "best")
+    everything = run.phase in ("main", "default", "best")
     per_query, selection = measure(model, asked.data, device, trained_on=run.train, everything=everything)
     arrays = {split: np.array(list(values.values()), dtype=np.float32) for split, values in per_query.items()}
     folder = asked.output / "runs"
@@ -121,7 +122,10 @@ def _train(model: SentenceTransformer, run: Run, asked: argparse.Namespace) -> d
         refine(layer, weights_per)
     if variant.tuning == "lora":
         model.add_adapter(lora_config(model))
-    found = {"parameters": count_parameters(model), "maw": None if config is None else config.to_dict()}
+    found: dict[str, Any] = {"parameters": count_parameters(model)}
+    if config is not None:
+        settings_of_maw = {name: value for name, value in config.to_dict().items() if name != "seed"}
+        found["maw"] = settings_of_maw | {"weights per": weights_per or "text"}
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory(dir=asked.output) as folder:

@@ -227,7 +227,7 @@ def smallest_detectable_difference(error: float, *, alpha: float = 0.05, power: 
         delta = (z(1 - alpha / 2) + z(power)) SE
 
     with z the quantile of the normal distribution. Of m tests that Holm corrects together the first has to pass
-    alpha / m: give that as `alpha` for what a whole table would find. With two to five seeds `paired_randomisation_test`
+    alpha / m: give that as `alpha` for what a table would find. With two to five seeds `paired_randomisation_test`
     finds less, since it lets every seed be lucky. A result that shows no difference means only that the difference is
     probably smaller than this.
 

@@ -1,0 +1,95 @@
+"""The settings of MAW that the study tries: recipes that may become the default, and options around one of them.
+
+A run's settings change `BEGAN`, the default when the study began, so that later defaults do not change what a run is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["BEGAN", "BEGUN_OPTIONS", "OPTIONS", "RECIPES", "matched_dropout"]
+
+BEGAN: dict[str, Any] = {
+    "tau": 5.0, "kl_weight": 0.0, "auxiliary_weight": 0.003, "learning_rate": 1e-3, "calibrate": False,
+}  # fmt: skip
+
+GENTLE: dict[str, Any] = {"tau": 10.0, "kl_weight": 1.0}
+INFORMED: dict[str, Any] = {"kl_weight": 1.0, "learning_rate": 3e-4, "auxiliary_weight": 0.03, "calibrate": True}
+"""A selector that begins calibrated and stays near uniform."""
+CLOSE: dict[str, Any] = {"tau": 1.0, "noise": 0.05}
+"""Weights that follow the policy, and are as calm in training as at tau 20."""
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "gentle 3e-4": {**GENTLE, "learning_rate": 3e-4},
+    "gentle 3e-4, reward .03": {**GENTLE, "learning_rate": 3e-4, "auxiliary_weight": 0.03},
+    "gentle 1e-4, reward .03": {**GENTLE, "learning_rate": 1e-4, "auxiliary_weight": 0.03},
+    "gentle 3e-4, retrieval .03": {**GENTLE, "learning_rate": 3e-4, "auxiliary_weight": 0.03, "reward": "retrieval"},
+    "informed, tau 10": {**INFORMED, "tau": 10.0},
+    "informed, tau 20": {**INFORMED, "tau": 20.0},
+    "informed, tau 3, noise .15": {**INFORMED, "tau": 3.0, "noise": 0.15},
+    "informed, tau 1, noise .1": {**INFORMED, "tau": 1.0, "noise": 0.1},
+    "informed, tau 1, noise .05": {**INFORMED, **CLOSE},
+    "informed, tau 1, noise .05, learning rate 1e-3": {**INFORMED, **CLOSE, "learning_rate": 1e-3},
+    "informed, tau 1, noise .05, KL .5": {**INFORMED, **CLOSE, "kl_weight": 0.5},
+    "informed, tau 1, noise .05, KL 2": {**INFORMED, **CLOSE, "kl_weight": 2.0},
+    "informed, tau 1, noise .05, retrieval": {**INFORMED, **CLOSE, "reward": "retrieval"},
+    "informed, tau 1, noise .05, no reward": {**INFORMED, **CLOSE, "auxiliary_weight": 0.0},
+}
+"""Gentle ones, and ones whose selector begins calibrated and whose weights follow it more or less closely."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "no reward": {"auxiliary_weight": 0.0},
+    "reward .1": {"auxiliary_weight": 0.1},
+    "retrieval": {"reward": "retrieval"},
+    "both rewards": {"reward": "sum"},
+    "exact gradient": {"estimator": "exact"},
+    "KL .3": {"kl_weight": 0.3},
+    "KL 3": {"kl_weight": 3.0},
+    "not calibrated": {"calibrate": False},
+    "tau 10, noise 1": {"tau": 10.0, "noise": 1.0},
+    "tau 1, noise .3": {"tau": 1.0, "noise": 0.3},
+    "tau from 10": {"tau_start": 10.0},
+    "no noise": {"selection": "softmax"},
+    "hard": {"selection": "hard", "tau": 1.0},
+    "uniform weights": {"selection": "uniform"},
+    "all layers": {"layers": "all"},
+    "all layers, no reward": {"layers": "all", "auxiliary_weight": 0.0},
+    "all layers, uniform weights": {"layers": "all", "selection": "uniform"},
+    "first layer": {"layers": [0]},
+    "last two layers": {"layers": [-2, -1]},
+    "depth 8": {"depth": 8},
+    "depth 16": {"depth": 16},
+    "depth 128": {"depth": 128},
+    "frame views": {"views": "frame"},
+    "views fixed": {"train_views": False},
+    "learning rate 1e-4": {"learning_rate": 1e-4},
+    "learning rate 1e-3": {"learning_rate": 1e-3},
+    "weights per head": {"weights per": "head"},
+    "weights per token": {"weights per": "token", "calibrate": False},
+    "weights per head and token": {"weights per": "head and token", "calibrate": False},
+    "logit dropout .05": {"mechanism": "logit-dropout", "logit_dropout": 0.05},
+    "logit dropout .3": {"mechanism": "logit-dropout", "logit_dropout": 0.3},
+}
+"""Changes of the chosen recipe, each on its own."""
+
+BEGUN_OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "no reward": {"auxiliary_weight": 0.0},
+    "tau 1": {"tau": 1.0},
+    "tau 2": {"tau": 2.0},
+    "tau 10": {"tau": 10.0},
+    "tau 10, no reward": {"tau": 10.0, "auxiliary_weight": 0.0},
+    "tau from 1 to 5": {"tau_start": 1.0},
+}
+"""Changes of `BEGAN` that were tried before there was a better recipe to change."""
+
+
+def matched_dropout(recipe: dict[str, Any]) -> float:
+    """The share of logits to drop for as much noise on the logits as the depth noise of a recipe makes at its start.
+
+    At tau 5 and noise 1 depth noise has .0129 of the mean square logit as variance (`maw.benchmark.variants`), which
+    goes with (noise / tau)^2; dropout of a share p has p / (1 - p).
+    """
+    settings = {"noise": 1.0, **BEGAN, **recipe}
+    variance = 0.0129 * (5 * settings["noise"] / settings["tau"]) ** 2
+    return round(variance / (1 + variance), 6)
