@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ import maw
 from maw.collapse import ADVICE, PATIENCE, Watch, selector_findings
 from maw.hf.attach import maw_layers
 from maw.retrieval.data.dataset import RetrievalDataset
-from maw.retrieval.training.fine_tuning import train
+from maw.retrieval.training.fine_tuning import _schedule, train
 from maw.retrieval.training.probe import probe
+from maw.retrieval.training.settings import TrainingSettings
 from maw.selector import depth_weights
 
 STEPS = 30
@@ -337,3 +339,10 @@ def test_one_odd_batch_is_no_finding_and_a_finding_is_kept_once():
     assert new[0][1] == "dead depths"
     assert 40 < new[0][0] < 50
     assert [found.name for found in watch.found.values()] == ["dead depths"]
+
+
+@pytest.mark.parametrize(("batches", "every"), [(7, 1), (200, 8), (100_000, 10)])
+def test_the_watch_looks_every_tenth_step_at_least(batches, every):
+    arguments = SimpleNamespace()
+    _schedule(arguments, TrainingSettings(epochs=2, batch_size=4), batches)
+    assert arguments.logging_steps == every

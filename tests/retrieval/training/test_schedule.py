@@ -9,12 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from toys import SETTINGS, columns, encoder, toy
 
 import maw
+from maw.errors import MAWError
 from maw.hf.attach import maw_layers
 from maw.module import DepthAttention
 from maw.retrieval.training.fine_tuning import train
+from maw.retrieval.training.losses import AuxiliaryLoss
 from maw.retrieval.training.trainer import Trainer
 from maw.views import frame_views
 
@@ -137,3 +140,17 @@ def test_without_the_trainer_the_temperature_is_the_last():
     model.train()
     model(columns(model)[0])
     assert [tau for _, tau in noted] == [4.0]
+
+
+def test_a_trainer_that_does_not_say_how_far_it_is_is_refused():
+    model = encoder(CONFIG).train()
+    loss = AuxiliaryLoss(MultipleNegativesRankingLoss(model), model)
+    with pytest.raises(MAWError, match="tau_start needs to know how far training is"):
+        loss(columns(model), None)
+    for own in maw_layers(model):
+        own.progress = 0.5
+    loss(columns(model), None).backward()
+    for own in maw_layers(model):
+        own.progress = 1.0
+    with torch.no_grad():
+        loss(columns(model), None)

@@ -88,12 +88,14 @@ class AuxiliaryLoss(nn.Module):
         """The wrapped loss.
 
         Raises:
-            MAWError: samples are kept for later updates, and no optimiser step comes; or the reward needs rollouts, and
-                the model or the loss allows none (`maw.retrieval.training.rollouts`).
+            MAWError: samples are kept for later updates, and no optimiser step comes; the reward needs rollouts, and
+                the model or the loss allows none (`maw.retrieval.training.rollouts`); or the temperature moves, and
+                nobody says how far training is.
         """
         numbered = enumerate(maw_layers(self.model))
         training = {place: layer for place, layer in numbered if layer.training and torch.is_grad_enabled()}
         layers = list(training.values())
+        _check_progress(layers)
         for layer in layers:
             layer.gradient_scale.texts = 0
         again = {place: layer for place, layer in training.items() if _samples_serve_again(layer)}
@@ -159,6 +161,14 @@ class AuxiliaryLoss(nn.Module):
         self.due, self.fresh, self.steps, self.losses = [], [], None, 0
         for (kind, _, place, left), tensors in sorted(found.items()):
             getattr(self, kind).append((place, left, Rollout(**tensors)))
+
+
+def _check_progress(layers: Sequence[DepthAttention]) -> None:
+    if any(layer.config.tau_start is not None and layer.progress >= 1 for layer in layers):
+        raise MAWError(
+            "tau_start needs to know how far training is, and nobody says so: train with `maw train`, or before each step "
+            "set `progress`, from 0 to below 1, of every layer in maw.hf.attach.maw_layers(model), or leave tau_start out"
+        )
 
 
 def _samples_serve_again(layer: DepthAttention) -> bool:
