@@ -166,8 +166,9 @@ class AuxiliaryLoss(nn.Module):
 def _check_progress(layers: Sequence[DepthAttention]) -> None:
     if any(layer.config.tau_start is not None and layer.progress >= 1 for layer in layers):
         raise MAWError(
-            "tau_start needs to know how far training is, and nobody says so: train with `maw train`, or before each step "
-            "set `progress`, from 0 to below 1, of every layer in maw.hf.attach.maw_layers(model), or leave tau_start out"
+            "tau_start needs to know how far training is, and nobody says so: train with `maw train`; or before each "
+            "step set `progress`, from 0 to below 1, of every layer in maw.hf.attach.maw_layers(model); or leave "
+            "tau_start out"
         )
 
 
