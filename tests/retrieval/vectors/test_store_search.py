@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -142,6 +146,46 @@ def test_parquet_of_another_store_is_refused(model, store, tmp_path):
     assert contents(tmp_path / "parquet") == before
 
 
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-100], lambda raw: b"", lambda raw: b"id,vector\n1,2\n"])
+def test_a_file_that_is_no_whole_parquet_file_is_named(store, tmp_path, damage):
+    export_parquet(store, tmp_path)
+    path = tmp_path / "00002.parquet"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(MAWError, match=r"wanted a Parquet file of this store, but .*00002\.parquet cannot.*delete it"):
+        export_parquet(store, tmp_path)
+    path.unlink()
+    assert export_parquet(store, tmp_path) == 1
+
+
+@pytest.mark.parametrize("name", ["file", "file/below/it"])
+def test_a_file_in_place_of_the_parquet_folder_is_refused(store, tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(MAWError, match=r"wanted a folder for Parquet files, but .*file is a file"):
+        export_parquet(store, tmp_path / name)
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+def test_parquet_is_on_the_disk_before_it_has_its_name(store, tmp_path, monkeypatch):
+    real, synced = os.fsync, []
+
+    def fsync(number: int) -> None:
+        synced.append(os.fstat(number).st_ino)
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / f".x.{socket.gethostname()}.{dead_process()}.part").write_text("of a killed process")
+    export_parquet(store, tmp_path)
+    for number in range(len(store.plan.shards)):
+        assert synced[2 * number :][:2] == [(tmp_path / f"{number:05}.parquet").stat().st_ino, tmp_path.stat().st_ino]
+    assert not list(tmp_path.glob(".*"))
+
+
+def dead_process() -> int:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
 # The command line
 
 
@@ -182,6 +226,7 @@ def test_encode_and_search_by_command(saved, tmp_path, capsys):
         ([*search, "--queries", str(queries)], "belong together"),
         ([*search, "x", "--k", "0"], "k must be at least 1, got 0"),
         ([*encode, "--dtype", "float32"], "dtype 'float16' there and 'float32' now"),
+        ([*encode, "--parquet", str(corpus)], "corpus.jsonl is a file: give another --parquet folder"),
         ([*encode, "--batch-size", "0"], "batch_size must be at least 1"),
         (["encode", str(saved), str(tmp_path / "no.jsonl"), "--output", "x"], "there is no such file"),
     ):
