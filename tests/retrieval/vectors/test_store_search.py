@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -9,11 +10,13 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from test_store import DOCUMENTS, contents, write_corpus
 from toys import WORDS, encoder
 
 from maw.cli import main
 from maw.errors import MAWError
+from maw.progress import showing
 from maw.retrieval.data.corpus_file import CorpusFile
 from maw.retrieval.ranking.dense import dense_runs
 from maw.retrieval.ranking.runs import ranked, read_run, write_run
@@ -94,6 +97,16 @@ def test_a_run_file_is_the_one_that_write_run_writes(model, store, tmp_path):
     assert not list(tmp_path.glob("*bad*"))
     with pytest.raises(MAWError, match="needs a folder that exists"):
         write_search(tmp_path / "none" / "run.trec", iter([]), "maw")
+
+
+def test_what_follows_a_search_says_how_far_it_is(model, store, tmp_path):
+    file = io.StringIO()
+    with showing(Console(file=file), every=0.0):
+        write_search(tmp_path / "run.trec", search_store(model, store, QUERIES, 3), "maw")
+    told = file.getvalue()
+    assert "searching documents: 37 of 37" in told
+    assert told.index("searching documents: 37 of 37") < told.index("results: queries: 1 of 11")
+    assert "results: queries: 11 of 11" in told
 
 
 def test_the_text_of_a_hit_is_read_from_the_corpus(model, store, folder, tmp_path):
