@@ -170,7 +170,7 @@ def main() -> None:
             row = {"data": name, "steps": steps, "learning rate": rate, "calibrated": calibrate, **means}
             rows.append(row | {"information, smallest and largest": spread})
             print({key: round(v, 4) if isinstance(v, float) else v for key, v in rows[-1].items()}, flush=True)
-    finish({"states": states, "rows": rows}, device, asked, options="--data FOLDER")
+    finish({"states": states, "rows": rows}, device, asked)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import torch
 from maw.benchmark.resources import describe_environment
 
 __all__ = ["add_arguments", "device_ms", "extra_bytes", "finish", "median_ms", "print_extra_bytes", "ratio_table"]
+
+PROJECT = Path(__file__).resolve().parents[1]
 
 
 def median_ms(function: Callable[[], Any], device: torch.device, runs: int = 20) -> float:
@@ -115,11 +119,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--commit", help="what was checked out, where this is a copy without its repository")
 
 
-def finish(results: dict[str, Any], device: torch.device, arguments: argparse.Namespace, *, options: str = "") -> None:
-    """Write the figures with their environment; `options` are those that the command cannot do without."""
+def finish(results: dict[str, Any], device: torch.device, arguments: argparse.Namespace) -> None:
+    """Write the figures with the command that repeats them and their environment."""
     if arguments.output is not None:
-        command = f"python benchmarks/{Path(sys.argv[0]).name} --device {device} {options}".strip()
         environment = describe_environment(device)
         environment["commit"] = arguments.commit or environment["commit"]
-        document = {"command": command, "environment": environment, **results}
+        document = {"command": command_line(sys.argv), "environment": environment, **results}
         arguments.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def command_line(words: Sequence[str]) -> str:
+    """A benchmark's command as it was typed, without `--output` and `--commit`, which change no figure.
+
+    Of files and folders outside the project only the last name is shown.
+    """
+    shown, value_follows = ["python", f"benchmarks/{Path(words[0]).name}"], False
+    for word in words[1:]:
+        name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if value_follows:
+            value_follows = False
+        elif len(name) > 2 and any(option.startswith(name) for option in ("--output", "--commit")):
+            value_follows = not equals
+        else:
+            shown.append(name + equals + _without_place(value))
+    return shlex.join(shown)
+
+
+def _without_place(word: str) -> str:
+    path = Path(word)
+    if not path.is_absolute() and (len(path.parts) < 2 or not (".." in path.parts or path.exists())):
+        return word
+    place = Path(os.path.abspath(path))
+    return place.relative_to(PROJECT).as_posix() if place.is_relative_to(PROJECT) else place.name

@@ -30,8 +30,12 @@ def encode(command: EncodeCommand) -> int:
     from maw.retrieval.models import choose_own_device, load_encoder
     from maw.retrieval.processes import own_share
     from maw.retrieval.vectors.corpus_encoding import EncodingSettings, encode_corpus
+    from maw.retrieval.vectors.parquet_export import check_parquet_folder, export_parquet
     from maw.retrieval.vectors.shard_encoder import Pace
+    from maw.retrieval.vectors.store import VectorStore
 
+    if command.parquet is not None:
+        check_parquet_folder(command.parquet)
     settings = EncodingSettings(command.dtype, command.precision, command.shard_size)
     pace = Pace(command.batch_size, command.batch_tokens, command.workers)
     corpus = CorpusFile(command.corpus)
@@ -61,9 +65,6 @@ def encode(command: EncodeCommand) -> int:
             return 0
         out.say(f"{who}{command.output} is complete")
         if command.parquet is not None:
-            from maw.retrieval.vectors.parquet_export import export_parquet
-            from maw.retrieval.vectors.store import VectorStore
-
             written = export_parquet(VectorStore(command.output, checksums=False), command.parquet)
             out.say(f"{who}{written:,} Parquet files written to {command.parquet}")
     return 0

@@ -238,6 +238,7 @@ def test_a_killed_benchmark_keeps_what_was_finished(tiny_model, toy_data, tmp_pa
         (["--seeds", "0"], "seeds must be at least 1"),
         (["--batch-size", "11"], "10 training pairs, fewer than one batch of 11"),
         (["--device", "tpu"], "device must be auto, cpu, cuda or mps"),
+        (["--device", "cpu:x"], "one of several such as cuda:1, got 'cpu:x': give a whole number"),
     ],
 )
 def test_bad_input_is_a_message_and_status_2(tiny_model, toy_data, tmp_path, capsys, more, words):
@@ -261,6 +262,17 @@ def test_a_model_folder_without_weights(tmp_path, toy_data, tiny_model, capsys):
     (tmp_path / "empty").mkdir()
     assert main(arguments(tmp_path / "empty", toy_data, tmp_path / "out")) == 2
     assert "holds no weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [0, 100, -10])
+def test_a_model_folder_with_damaged_weights(tmp_path, toy_data, tiny_model, capsys, left):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:left])
+    assert main(arguments(folder, toy_data, tmp_path / "out")) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"wanted whole weights, but {weights} cannot be read" in said
+    assert "copy or save the model again" in said
 
 
 def test_a_run_always_brings_its_twin_and_the_untuned_row():

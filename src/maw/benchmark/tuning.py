@@ -117,19 +117,26 @@ def save_model(
         base: the name of the encoder it was tuned from.
         dataset: what it was tuned on.
         metrics: split to metric to mean, for the card.
+
+    Raises:
+        MAWError: the disk is full; nothing is left behind.
     """
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
-    with saying_that_the_disk_is_full(folder):
-        tuned.model.save_pretrained(str(aside), create_model_card=False)
-    write_model_card(
-        aside,
-        base=base,
-        dataset=dataset.report(),
-        variant=f"{tuned.variant.name}: {tuned.variant.text}",
-        maw=None if tuned.config is None else tuned.config.to_dict(),
-        settings=asdict(tuned.settings) | {name: tuned.outcome[name] for name in tuned.outcome if name != "selector"},
-        metrics=metrics,
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    settings = asdict(tuned.settings) | {name: tuned.outcome[name] for name in tuned.outcome if name != "selector"}
+    try:
+        with saying_that_the_disk_is_full(folder):
+            tuned.model.save_pretrained(str(aside), create_model_card=False)
+            write_model_card(
+                aside,
+                base=base,
+                dataset=dataset.report(),
+                variant=f"{tuned.variant.name}: {tuned.variant.text}",
+                maw=None if tuned.config is None else tuned.config.to_dict(),
+                settings=settings,
+                metrics=metrics,
+            )
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -62,7 +62,13 @@ def choose_device(name: str = "auto") -> torch.device:
         raise MAWError(f"device must be auto, cpu, cuda or mps, got {name!r}")
     if not available[kind]:
         raise MAWError(f"device {name!r} was asked for, but this machine has none: use --device cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise MAWError(
+            f"device must be auto, cpu, cuda or mps, or one of several such as cuda:1, got {name!r}: give a whole "
+            "number after the colon"
+        ) from error
 
 
 def choose_own_device(name: str = "auto") -> torch.device:
@@ -87,6 +93,7 @@ def load_encoder(name: str, *, device: torch.device, max_length: int | None = No
     Raises:
         MAWError: it cannot be loaded, has no weights, or takes shorter texts than `max_length`.
     """
+    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
     folder = packaged_encoder() if name == PACKAGED else Path(name)
@@ -96,6 +103,11 @@ def load_encoder(name: str, *, device: torch.device, max_length: int | None = No
         model = SentenceTransformer(str(folder) if folder.is_dir() else name, device=str(device))
     except MAWError:
         raise
+    except SafetensorError as error:
+        raise MAWError(
+            f"model {name!r}: wanted whole weights, but {_damaged(folder)} cannot be read ({error}): copy or save the "
+            "model again"
+        ) from error
     except (OSError, ValueError, KeyError) as error:
         raise MAWError(
             f"model {name!r} is neither a model folder nor a model that can be fetched: "
@@ -108,6 +120,19 @@ def load_encoder(name: str, *, device: torch.device, max_length: int | None = No
             raise MAWError(f"max_length is {max_length}, but model {name!r} takes at most {longest} tokens")
         model.max_seq_length = max_length
     return model
+
+
+def _damaged(folder: Path) -> str:
+    """The first file of weights that cannot be opened."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError):
+            return str(path)
+    return "a file of it"
 
 
 def fingerprint(model: torch.nn.Module) -> str:

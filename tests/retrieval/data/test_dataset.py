@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from maw.errors import MAWError
-from maw.retrieval.data import corpora, dataset
+from maw.retrieval.data import corpora, dataset, judgements
 from maw.retrieval.data.dataset import RetrievalDataset
 from maw.retrieval.data.loading import load_dataset
 from maw.retrieval.data.report import render_report
@@ -296,6 +297,24 @@ def test_refuses_by_file_and_line(
     for word in words:
         assert word in message
     assert len(message) < 400 + len(str(folder))
+
+
+def test_many_unknown_documents_are_refused_in_one_pass(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each line is read once, and once again up to the first unknown document, however many there are."""
+    path = folder / "qrels" / "test.tsv"
+    write_lines(path, [HEADER, "q4\td1\t1", *(f"q{4 + n % 2}\tgone{n}\t1" for n in range(200))])
+    real, numbers = judgements.read_lines, []
+
+    def counting(file: Path, *arguments: Any, **named: Any) -> Iterator[tuple[int, str]]:
+        for number, line in real(file, *arguments, **named):
+            if file == path:
+                numbers.append(number)
+            yield number, line
+
+    monkeypatch.setattr(judgements, "read_lines", counting)
+    with pytest.raises(MAWError, match=r"test\.tsv, line 3: document 'gone0' is not in corpus\.jsonl"):
+        load(folder)
+    assert numbers == [*range(1, 203), 1, 2, 3]
 
 
 def test_refuses_a_folder_without_judgements(folder: Path):

@@ -6,6 +6,7 @@ import doctest
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -254,6 +255,30 @@ except MAWError as error:
     assert "cannot write the store" in (said := run_python(code, str(tmp_path)))
     assert "File too large" in said
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from pathlib import Path
+from maw.retrieval.data.corpora import Origin, keep_on_disk
+def records():
+    yield "a", "text"
+    os.kill(os.getpid(), signal.SIGKILL)
+keep_on_disk(Path(sys.argv[1]) / "s", Origin("toy", {}), records, None)
+"""
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.glob(".s.*.part")
+    others = [tmp_path / ".s.1.2.part", tmp_path / ".t.1.part"]  # of the stores s.1 and t
+    for other in others:
+        other.mkdir()
+    keep_on_disk(tmp_path / "s", Origin("toy", {}), lambda: iter([("a", "text")]), refuse)
+    assert not left.exists()
+    assert all(other.exists() for other in others)
+    left.mkdir()
+    keep_on_disk(tmp_path / "s", Origin("toy", {}), lambda: iter([]), refuse)
+    assert not left.exists(), "one that is used again"
 
 
 def test_several_processes_make_a_store_once(tmp_path: Path) -> None:

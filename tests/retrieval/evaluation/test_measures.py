@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import doctest
+import io
 import math
 import os
 from pathlib import Path
@@ -11,11 +12,13 @@ import pytrec_eval
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from toys import small_disk
 
 import maw.retrieval.evaluation.measures as module
 import maw.retrieval.ranking.runs as runs_module
 from maw.errors import MAWError
+from maw.progress import showing
 from maw.retrieval.evaluation.measures import DEFAULT_MEASURES, evaluate
 from maw.retrieval.ranking.runs import rank_documents, ranked, read_run, write_run
 from maw.retrieval.ranking.search import search
@@ -265,6 +268,22 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path) -> None:
     with small_disk(10), pytest.raises(MAWError, match=r"run\.trec could not be written: File too large"):
         write_run(tmp_path / "run.trec", {"q": {"a": 1.0}}, "t")
     assert os.listdir(tmp_path) == []
+
+
+def test_reading_writing_and_evaluating_say_how_far_they_are(tmp_path: Path) -> None:
+    file, path = io.StringIO(), tmp_path / "run.trec"
+    with showing(Console(file=file), every=0.0):
+        write_run(path, {query: RUN[query] for query in ("graded", "late")}, "x")
+        evaluate(QRELS, read_run(path), ["nDCG@10", "R@100"])
+    for line in (
+        "preparing run.trec: queries: 2 of 2",
+        "writing run.trec: lines: 15 of 15",
+        "reading run.trec: lines: 15",
+        "ordering run.trec: queries: 2 of 2",
+        "evaluating: queries: 2 of 2",
+        "evaluating: values: 4 of 4",
+    ):
+        assert f"{line}, " in file.getvalue()
 
 
 def test_paths_and_modes_that_do_not_exist_are_refused(tmp_path: Path) -> None:

@@ -426,6 +426,32 @@ def test_a_corpus_that_cannot_be_used_leaves_no_folder(model, made, tmp_path):
     assert not (tmp_path / "vectors").exists()
 
 
+def test_an_id_that_comes_twice_leaves_the_folder_as_it_was(model, made, tmp_path):
+    corpus, folder = tmp_path / "bad.jsonl", tmp_path / "vectors"
+    corpus.write_text((made / "corpus.jsonl").read_text() + '{"_id": "d0", "text": "x"}\n')
+    with pytest.raises(MAWError, match=r"bad\.jsonl, line 24: id 'd0' was given in .*line 1 already"):
+        encode_corpus(model, corpus, folder, SETTINGS)
+    assert not folder.exists()
+    (folder / "shards").mkdir(parents=True)
+    (folder / "shards" / "00007.ids.txt").write_text("d9\n")
+    before = contents(folder)
+    with pytest.raises(MAWError, match="already"):
+        encode_corpus(model, corpus, folder, SETTINGS)
+    assert contents(folder) == before, "of somebody else"
+    encode_corpus(model, made / "corpus.jsonl", folder, SETTINGS)
+    assert contents(folder) == contents(made / "vectors"), "a plan leaves only its own"
+
+
+def test_of_several_processes_none_removes_what_others_read(model, made, tmp_path):
+    corpus, folder = tmp_path / "bad.jsonl", tmp_path / "vectors"
+    corpus.write_text((made / "corpus.jsonl").read_text() + '{"_id": "d0", "text": "x"}\n')
+    with pytest.raises(MAWError, match="already"):
+        encode_corpus(model, corpus, folder, SETTINGS, share=(0, 2))
+    assert len(list(folder.glob("shards/*.ids.txt"))) == 4
+    encode_corpus(model, made / "corpus.jsonl", folder, EncodingSettings("float32", shard_size=12))
+    assert len(list(folder.glob("shards/*.ids.txt"))) == 2
+
+
 # A full disk
 
 

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import io
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from test_store import DOCUMENTS, contents, write_corpus
 from toys import WORDS, encoder
 
 from maw.cli import main
 from maw.errors import MAWError
+from maw.progress import showing
 from maw.retrieval.data.corpus_file import CorpusFile
 from maw.retrieval.ranking.dense import dense_runs
 from maw.retrieval.ranking.runs import ranked, read_run, write_run
@@ -92,6 +99,16 @@ def test_a_run_file_is_the_one_that_write_run_writes(model, store, tmp_path):
         write_search(tmp_path / "none" / "run.trec", iter([]), "maw")
 
 
+def test_what_follows_a_search_says_how_far_it_is(model, store, tmp_path):
+    file = io.StringIO()
+    with showing(Console(file=file), every=0.0):
+        write_search(tmp_path / "run.trec", search_store(model, store, QUERIES, 3), "maw")
+    told = file.getvalue()
+    assert "searching documents: 37 of 37" in told
+    assert told.index("searching documents: 37 of 37") < told.index("results: queries: 1 of 11")
+    assert "results: queries: 11 of 11" in told
+
+
 def test_the_text_of_a_hit_is_read_from_the_corpus(model, store, folder, tmp_path):
     corpus = CorpusFile(folder / "corpus.jsonl")
     for _, hits in search_store(model, store, {"q": "a river"}, 37):
@@ -142,6 +159,46 @@ def test_parquet_of_another_store_is_refused(model, store, tmp_path):
     assert contents(tmp_path / "parquet") == before
 
 
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-100], lambda raw: b"", lambda raw: b"id,vector\n1,2\n"])
+def test_a_file_that_is_no_whole_parquet_file_is_named(store, tmp_path, damage):
+    export_parquet(store, tmp_path)
+    path = tmp_path / "00002.parquet"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(MAWError, match=r"wanted a Parquet file of this store, but .*00002\.parquet cannot.*delete it"):
+        export_parquet(store, tmp_path)
+    path.unlink()
+    assert export_parquet(store, tmp_path) == 1
+
+
+@pytest.mark.parametrize("name", ["file", "file/below/it"])
+def test_a_file_in_place_of_the_parquet_folder_is_refused(store, tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(MAWError, match=r"wanted a folder for Parquet files, but .*file is a file"):
+        export_parquet(store, tmp_path / name)
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+def test_parquet_is_on_the_disk_before_it_has_its_name(store, tmp_path, monkeypatch):
+    real, synced = os.fsync, []
+
+    def fsync(number: int) -> None:
+        synced.append(os.fstat(number).st_ino)
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / f".x.{socket.gethostname()}.{dead_process()}.part").write_text("of a killed process")
+    export_parquet(store, tmp_path)
+    for number in range(len(store.plan.shards)):
+        assert synced[2 * number :][:2] == [(tmp_path / f"{number:05}.parquet").stat().st_ino, tmp_path.stat().st_ino]
+    assert not list(tmp_path.glob(".*"))
+
+
+def dead_process() -> int:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
 # The command line
 
 
@@ -182,6 +239,7 @@ def test_encode_and_search_by_command(saved, tmp_path, capsys):
         ([*search, "--queries", str(queries)], "belong together"),
         ([*search, "x", "--k", "0"], "k must be at least 1, got 0"),
         ([*encode, "--dtype", "float32"], "dtype 'float16' there and 'float32' now"),
+        ([*encode, "--parquet", str(corpus)], "corpus.jsonl is a file: give another --parquet folder"),
         ([*encode, "--batch-size", "0"], "batch_size must be at least 1"),
         (["encode", str(saved), str(tmp_path / "no.jsonl"), "--output", "x"], "there is no such file"),
     ):

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from maw.errors import MAWError
 from maw.progress import tracked
 from maw.retrieval.data.lines import refuse
-from maw.retrieval.data.text_writer import Records, build_store
+from maw.retrieval.data.text_writer import Records, build_store, remove_unfinished
 from maw.retrieval.data.texts import TextStore, read_manifest
 
 __all__ = ["IN_MEMORY", "Origin", "cache_folder", "file_origin", "hold_file", "hold_texts", "keep_on_disk"]
@@ -110,6 +110,7 @@ def keep_on_disk(
         MAWError: the folder cannot be written, or reading raises it.
     """
     with _locked(folder):
+        remove_unfinished(folder)
         kept = _kept(folder, origin)
         return build_store(folder, records(), _Stamp(origin), repeated) if kept is None else kept
 

@@ -51,9 +51,9 @@ class JudgementFile:
 
     def check_documents(self, documents: Mapping[str, str], where: str) -> None:
         """Refuse a document without a text, by file and line; `where` says where its text should be."""
-        pairs = [(query, document) for query, row in self.grades.items() for document in row]
-        if unknown := set(lacking(documents, (document for _, document in pairs))):
-            line, name = min((self.line_of(*pair), pair[1]) for pair in pairs if pair[1] in unknown)
+        if unknown := set(lacking(documents, (document for row in self.grades.values() for document in row))):
+            rows = _rows(self.path, {}, "", header_needed=False)
+            line, name = next((number, columns[-2]) for number, columns in rows if columns[-2] in unknown)
             refuse(self.path, line, f"document {name!r} is not in {where}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from maw.retrieval.data.texts import VERSION, Strings, TextStore, add_record, ha
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Records", "build_store", "count_distinct"]
+__all__ = ["Records", "build_store", "count_distinct", "remove_unfinished"]
 
 Records: TypeAlias = Iterable[tuple[str, str]]
 """(id, text), in the order of the corpus."""
@@ -56,6 +57,14 @@ def build_store(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return TextStore(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers of this store left when they were killed; call it where nobody else can be writing it."""
+    name = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.part")
+    for path in folder.parent.iterdir():
+        if name.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class _SourceFailure(Exception):

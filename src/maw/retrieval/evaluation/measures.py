@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maw.errors import MAWError
+from maw.progress import tracked
 from maw.retrieval.ranking.runs import Run, ranked
 
 __all__ = ["DEFAULT_MEASURES", "Evaluation", "default_measures", "evaluate", "split_measures"]
@@ -118,13 +119,15 @@ def evaluate(
             f"the run and the judgements must share queries, got none in common (run: {_first(run)}; judgements: "
             f"{_first(relevant)}): check that both use the same query ids"
         )
-    order = ranked({query: run[query] for query in common})
+    asked = tracked(common, "evaluating: queries", len(common))
+    order = {query: ranked({query: run[query]})[query] for query in asked}
     ranks = {
         query: {document: float(len(documents) - place) for place, document in enumerate(documents)}
         for query, documents in order.items()
     }
     try:
-        calculated = list(ir_measures.iter_calc(list(parsed.values()), relevant, ranks))
+        computing = ir_measures.iter_calc(list(parsed.values()), relevant, ranks)
+        calculated = list(tracked(computing, "evaluating: values", len(parsed) * len(common)))
     except ValueError as error:  # a measure that no installed provider computes
         raise MAWError(f"the measures {', '.join(parsed)} must be computable, got: {error}") from error
     names = {measure: name for name, measure in parsed.items()}

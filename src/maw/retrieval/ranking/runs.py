@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from maw.errors import MAWError
+from maw.progress import tracked
 from maw.retrieval.aside import write_whole
 from maw.retrieval.ranking.run_lines import run_lines
 
@@ -145,14 +146,14 @@ def write_run(path: str | os.PathLike[str], run: Run, tag: str, *, layout: Liter
         raise MAWError(f"the run file needs a folder that exists, got {str(target)!r}: create the folder first")
     lines = []
     _check_word("the tag", tag)
-    for query, documents in ranked(run).items():
+    for query, documents in tracked(ranked(run).items(), f"preparing {target.name}: queries", len(run)):
         _check_word("a query id", query)
         for rank, document in enumerate(documents, start=1):
             _check_word("a document id", document)
             score = float(run[query][document])
             trec = f"{query} Q0 {document} {rank} {score!r} {tag}\n"
             lines.append(trec if layout == "trec" else f"{query}\t{document}\t{rank}\n")
-    write_whole(target, (line.encode() for line in lines))
+    write_whole(target, (line.encode() for line in tracked(lines, f"writing {target.name}: lines", len(lines))))
 
 
 def read_run(path: str | os.PathLike[str], *, ties: Literal["rank", "score"] = "rank") -> dict[str, dict[str, float]]:
@@ -182,7 +183,8 @@ def read_run(path: str | os.PathLike[str], *, ties: Literal["rank", "score"] = "
         raise MAWError(f"ties must be 'rank' or 'score', got {ties!r}: choose which column gives the order")
     found: dict[str, dict[str, tuple[int, float]]] = {}
     ranks: dict[str, set[int]] = {}
-    for number, query, document, rank, score in run_lines(path, ranks=ties == "rank"):
+    lines = tracked(run_lines(path, ranks=ties == "rank"), f"reading {Path(path).name}: lines")
+    for number, query, document, rank, score in lines:
         documents, where = found.setdefault(query, {}), f"{path}, line {number}"
         if document in documents:
             raise MAWError(
@@ -201,7 +203,8 @@ def read_run(path: str | os.PathLike[str], *, ties: Literal["rank", "score"] = "
             taken.add(rank)
         documents[document] = (rank or 0, score if score is not None else -float(rank or 0))
     if ties == "rank":
-        return {query: _in_rank_order(documents) for query, documents in found.items()}
+        rankings = tracked(found.items(), f"ordering {Path(path).name}: queries", len(found))
+        return {query: _in_rank_order(documents) for query, documents in rankings}
     run = {query: {document: score for document, (_, score) in documents.items()} for query, documents in found.items()}
     return {query: {document: run[query][document] for document in order} for query, order in ranked(run).items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -181,7 +182,7 @@ def _columns(file: Path) -> Iterator[list[str]]:
                         f"{len(columns)}"
                     )
                 yield columns
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise MAWError(f"{file}, line {number + 1}: {error}: the file is damaged, or not what its name says") from error
 
 

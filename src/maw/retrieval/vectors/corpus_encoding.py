@@ -23,7 +23,7 @@ from maw.retrieval.aside import check_file, read_json, refuse_writing, remove_pa
 from maw.retrieval.data.corpus_file import CorpusFile
 from maw.retrieval.processes import own_share
 from maw.retrieval.vectors.identity import document_prompt, encoder_fingerprint, is_normalised
-from maw.retrieval.vectors.plan import Plan, settle, shard_file
+from maw.retrieval.vectors.plan import Plan, begun_files, settle, shard_file
 from maw.retrieval.vectors.shard_encoder import Finished, Pace, ShardEncoder
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def encode_corpus(
     encoder = ShardEncoder(model, source, folder, pace)
     waited, documents = 0.0, 0
     with encoder.tokenising() as executor:
-        with _left_as_found(folder):
+        with _left_as_found(folder, alone=share[1] == 1):
             plan = settle(folder, source, about, settings.of(model), executor, ahead=encoder.ahead)
         _check_room(folder, plan)
         numbers = range(share[0], len(plan.shards), share[1])
@@ -181,11 +181,18 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _left_as_found(folder: Path) -> Generator[None]:
-    """Remove the folder again if it cannot be begun: nothing is in it then."""
+def _left_as_found(folder: Path, *, alone: bool) -> Generator[None]:
+    """Remove what was written for a plan that did not come about, and the folder again if nothing else is in it.
+
+    Of several processes none removes what the others may be reading: `settle` does, once there is a plan.
+    """
+    before = {*begun_files(folder)}
     try:
         yield
     except MAWError:
+        if alone and not (folder / "plan.json").exists():
+            for path in {*begun_files(folder)} - before:
+                path.unlink(missing_ok=True)
         with suppress(OSError):  # others write there, or it holds shards already
             (folder / "shards").rmdir()
             folder.rmdir()

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maw.errors import MAWError
-from maw.retrieval.aside import part_of, put, refuse_writing
+from maw.retrieval.aside import part_of, put, refuse_writing, remove_parts
 
 if TYPE_CHECKING:
     from maw.retrieval.vectors.store import VectorStore
 
-__all__ = ["export_parquet"]
+__all__ = ["check_parquet_folder", "export_parquet"]
 
 GROUP = 8192
 """Rows of a row group, which is what a reader holds at a time."""
+
+
+def check_parquet_folder(folder: Path) -> None:
+    """Refuse a path that cannot become a folder, before anything long.
+
+    Raises:
+        MAWError: it, or a folder it should lie in, is a file.
+    """
+    there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if there.exists() and not there.is_dir():
+        raise MAWError(f"wanted a folder for Parquet files, but {there} is a file: give another --parquet folder")
 
 
 def export_parquet(store: VectorStore, folder: Path) -> int:
@@ -33,7 +45,8 @@ def export_parquet(store: VectorStore, folder: Path) -> int:
         How many files were written.
 
     Raises:
-        MAWError: pyarrow is not installed, the folder holds files of another store, or the disk is full.
+        MAWError: pyarrow is not installed, the folder is a file, holds files of another store or damaged ones, or the
+            disk is full.
     """
     try:
         import pyarrow as pa
@@ -46,21 +59,30 @@ def export_parquet(store: VectorStore, folder: Path) -> int:
         [pa.field("id", pa.string(), nullable=False), pa.field("vector", kind, nullable=False)],
         metadata={"maw.store": identity},
     )
+    _make_folder(folder)
     written = 0
     for number in range(len(store.plan.shards)):
         path = folder / f"{number:05}.parquet"
         if path.is_file():
-            _check_same(path, (pq.read_schema(path).metadata or {}).get(b"maw.store"), identity)
+            try:
+                metadata = pq.read_schema(path).metadata or {}
+            except (pa.ArrowException, OSError) as error:
+                raise MAWError(
+                    f"wanted a Parquet file of this store, but {path} cannot be read as one ({error}): delete it "
+                    "and run the same command again, or give another --parquet folder"
+                ) from error
+            _check_same(path, metadata.get(b"maw.store"), identity)
             continue
         aside = part_of(path)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             with pq.ParquetWriter(aside, schema, use_dictionary=False) as writer:
                 ids, vectors = store.shard_ids(number), store.shard(number)
                 for begin in range(0, len(ids), GROUP):
                     flat = np.ascontiguousarray(vectors[begin : begin + GROUP], dtype=np.float32).ravel()
                     column = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)
                     writer.write_table(pa.table([pa.array(ids[begin : begin + GROUP]), column], schema=schema))
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
             put(aside, path)
         except OSError as error:
             refuse_writing(path, error)
@@ -68,6 +90,15 @@ def export_parquet(store: VectorStore, folder: Path) -> int:
             aside.unlink(missing_ok=True)
         written += 1
     return written
+
+
+def _make_folder(folder: Path) -> None:
+    check_parquet_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse_writing(folder, error)
+    remove_parts(folder)
 
 
 def _check_same(path: Path, found: bytes | None, wanted: bytes) -> None:

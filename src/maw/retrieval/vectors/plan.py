@@ -32,7 +32,7 @@ from maw.retrieval.data.corpus_file import Block, CorpusFile
 from maw.retrieval.vectors.ahead import map_ahead
 from maw.retrieval.vectors.id_order import write_order
 
-__all__ = ["BLOCK", "FORMAT", "Plan", "settle", "shard_file"]
+__all__ = ["BLOCK", "FORMAT", "Plan", "begun_files", "settle", "shard_file"]
 
 FORMAT = 1
 BLOCK = 1024
@@ -103,6 +103,11 @@ def shard_file(folder: Path, number: int, kind: str) -> Path:
     return folder / "shards" / f"{number:05}.{kind}"
 
 
+def begun_files(folder: Path) -> list[Path]:
+    """The files of a store that are written before its plan."""
+    return [*folder.glob("order.npy"), *folder.glob("shards/*.ids.txt")]
+
+
 def settle(
     folder: Path,
     corpus: CorpusFile,
@@ -112,7 +117,7 @@ def settle(
     *,
     ahead: int = 4,
 ) -> Plan:
-    """Return the folder's plan, made now or before.
+    """Return the folder's plan, made now or before; ids of shards that a new plan does not have are removed.
 
     Args:
         folder: the store's; its subfolder `shards` must be there.
@@ -137,6 +142,10 @@ def settle(
     written = Plan.read(path)  # by another process, perhaps, with other arguments
     _compare(folder, written, model, settings)
     _compare_corpus(folder, written, plan.corpus["sha256"])
+    own = {folder / "order.npy", *(shard_file(folder, number, "ids.txt") for number in range(len(written.shards)))}
+    for path in begun_files(folder):
+        if path not in own:  # of an attempt that came to no plan
+            path.unlink(missing_ok=True)
     return written
 
 

@@ -95,13 +95,15 @@ def search_vectors(
     with counted("searching documents", len(store)) as tell:
         scores, positions = search(vectors, _Told(store, tell), k + drop_own, order=store.order)
     score, position = scores.cpu().numpy(), positions.cpu().numpy()
-    for begin in range(0, len(names), TOGETHER):
-        part = slice(begin, begin + TOGETHER)
-        ids = np.array(store.ids(position[part]), dtype=object).reshape(position[part].shape)
-        columns = (ids.tolist(), score[part].tolist(), position[part].tolist())
-        for name, *row in zip(names[part], *columns, strict=True):
-            found = [Hit(*hit) for hit in zip(*row, strict=True)]
-            yield name, [hit for hit in found if hit.document != name][:k] if drop_own else found
+    with counted("results: queries", len(names)) as tell:  # ids are looked up, and the caller writes them
+        for begin in range(0, len(names), TOGETHER):
+            part = slice(begin, begin + TOGETHER)
+            ids = np.array(store.ids(position[part]), dtype=object).reshape(position[part].shape)
+            columns = (ids.tolist(), score[part].tolist(), position[part].tolist())
+            for name, *row in zip(names[part], *columns, strict=True):
+                found = [Hit(*hit) for hit in zip(*row, strict=True)]
+                yield name, [hit for hit in found if hit.document != name][:k] if drop_own else found
+                tell(1)
 
 
 class _Told:
