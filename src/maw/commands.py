@@ -70,7 +70,8 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
         out.say(results["verdict"])
         out.say(f"everything is in {benchmark.output}; look at {benchmark.output / 'report.html'}")
         out.say(f"took {duration(time.monotonic() - start)}")
-        kept = ("preset", "dataset", "model", "settings", "rows", "comparisons", "verdict", "environment", "seconds")
+        settings, made = ("preset", "dataset", "model", "settings"), ("earlier", "rows", "comparisons", "verdict")
+        kept = (*settings, *made, "environment", "seconds")
         out.result({"output": benchmark.output, **{name: results[name] for name in kept}})
     return 0
 
@@ -78,6 +79,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
 def _say_plan(runner: Runner, out: Output, *, dry_run: bool) -> None:
     """What is to do, for how long, and where it goes."""
     from maw.benchmark.plan import estimate_seconds
+    from maw.benchmark.states import said_of_earlier
     from maw.retrieval.data.report import render_report
 
     benchmark, pending = runner.benchmark, runner.pending()
@@ -87,6 +89,8 @@ def _say_plan(runner: Runner, out: Output, *, dry_run: bool) -> None:
         out.say("preset quick: a small part of the data, few steps: enough to see it work; --full uses all")
     names = ", ".join(run.name for run in pending) or "nothing: every run is finished"
     out.say(f"to do on {runner.device}: {names}")
+    if earlier := runner.earlier():
+        out.say(said_of_earlier(earlier))
     out.say(f"estimated time: {duration(seconds)}; results go to {benchmark.output}")
     if dry_run:
         weights = sum(4 * parameter.numel() for parameter in runner.encoder.parameters())
@@ -97,6 +101,7 @@ def _say_plan(runner: Runner, out: Output, *, dry_run: bool) -> None:
             "device": str(runner.device),
             "runs": [run.name for run in pending],
             "finished": [run.name for run in runner.runs if run not in pending],
+            "earlier": [run.name for run in earlier],
             "splits": runner.splits,
             "seconds": round(seconds, 1),
             "bytes": kept,

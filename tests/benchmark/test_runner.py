@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from maw.benchmark import results
+from maw.benchmark import results, states
 from maw.benchmark.plan import Benchmark, planned_runs
 from maw.benchmark.runner import Runner
 from maw.cli import main
@@ -164,6 +164,60 @@ def test_runs_of_another_environment_are_marked_and_another_kind_of_device_is_re
         Runner(benchmark)
 
 
+def rows_of(output):
+    return [(row["variant"], row["seed"]) for row in json.loads((output / "results.json").read_text())["rows"]]
+
+
+def test_fewer_variants_and_seeds_in_the_same_folder_keep_what_is_finished(finished, tiny_model, toy_data, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(finished, output)
+    whole = json.loads((output / "results.json").read_text())
+    assert whole["earlier"] == []
+    table = pq.read_table(output / "per_query.parquet")
+    assert main(arguments(tiny_model, toy_data, output, "--variants", "untuned")) == 0
+    fewer = json.loads((output / "results.json").read_text())
+    for name in ("rows", "comparisons", "depth_usage", "verdict", "seconds"):
+        assert fewer[name] == whole[name], name
+    assert pq.read_table(output / "per_query.parquet").equals(table)
+    seeds = [f"{name}-seed{seed}" for seed in (0, 1) for name in ("dense-lora", "dense-full", "maw-lora", "maw-full")]
+    seeds[4:4], seeds[9:] = ["literal-seed0"], ["literal-seed1"]
+    assert fewer["earlier"] == ["bm25", *seeds]
+    assert fewer["settings"]["seeds"] == 2
+    assert set(fewer["settings"]["variants"]) == {variant for variant, _ in rows_of(finished)}
+    assert "did not ask for: bm25, dense-lora-seed0" in (output / "report.html").read_text()
+
+
+def test_more_and_then_other_variants_in_one_folder_are_rows_in_the_tables_order(
+    tiny_model, toy_data, tmp_path, capsys
+):
+    output = tmp_path / "grown"
+    assert main(arguments(tiny_model, toy_data, output, "--variants", "dense-full", "--seeds", "2")) == 0
+    assert "finished earlier" not in capsys.readouterr().out
+    assert main(arguments(tiny_model, toy_data, output, "--variants", "bm25")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not asked for now, and kept in the results: dense-full-seed0, dense-full-seed1" in said
+    assert rows_of(output) == [("bm25", None), ("untuned", None), ("dense-full", 0), ("dense-full", 1)]
+    assert main(arguments(tiny_model, toy_data, output, "--variants", "maw-full", "--dry-run", "--json")) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert plan["runs"] == ["maw-full-seed0"]
+    assert plan["finished"] == ["untuned", "dense-full-seed0"]
+    assert plan["earlier"] == ["bm25", "dense-full-seed1"]
+    assert main(arguments(tiny_model, toy_data, output, "--variants", "maw-full")) == 0
+    expected = [("bm25", None), ("untuned", None), ("dense-full", 0), ("maw-full", 0), ("dense-full", 1)]
+    assert rows_of(output) == expected
+    [compared] = json.loads((output / "results.json").read_text())["comparisons"]
+    assert compared["seeds"] == 1
+
+
+def test_a_finished_run_of_a_variant_that_is_not_known_is_refused(tiny_model, toy_data, tmp_path, capsys):
+    output = tmp_path / "new"
+    assert main(arguments(tiny_model, toy_data, output, "--variants", "bm25")) == 0
+    shutil.copy(output / "state" / "bm25.json", output / "state" / "maw-next-seed0.json")
+    capsys.readouterr()
+    assert main(arguments(tiny_model, toy_data, output, "--variants", "bm25")) == 2
+    assert "named after a run of bm25, untuned" in " ".join(capsys.readouterr().err.split())
+
+
 def test_dry_run_shows_the_plan_and_trains_nothing(tiny_model, toy_data, tmp_path, capsys):
     assert main(arguments(tiny_model, toy_data, tmp_path / "dry", "--dry-run", "--variants", "maw-full")) == 0
     out = capsys.readouterr().out
@@ -200,6 +254,7 @@ def test_splits_that_are_others_together_are_not_reported_and_trec_dl_counts_fro
 
 def test_the_examples_run():
     assert doctest.testmod(results).failed == 0
+    assert doctest.testmod(states).failed == 0
 
 
 CUTS = (("MRR", "@10"), ("R", "@100"), ("R", "@1000"), ("AP", ""))

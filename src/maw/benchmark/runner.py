@@ -1,7 +1,8 @@
 """Run the benchmark: every variant and seed once, each finished run kept, the results written anew after each.
 
 The output folder is the state. A run is finished when `state/NAME.json` is there; the same command goes on with what
-is missing, and a folder started with other settings, data or weights is refused.
+is missing, and a folder started with other settings, data or weights is refused. The results hold every finished run,
+also those that only an earlier command asked for.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from maw.benchmark.results import (
     verdict,
     write_per_query,
 )
+from maw.benchmark.states import finished_runs, read_states, state_file
 from maw.benchmark.usage import depth_usage
 from maw.errors import MAWError
 from maw.retrieval.evaluation.assessment import dense_rankings
@@ -101,7 +103,11 @@ class Runner:
 
     def pending(self) -> list[PlannedRun]:
         """The runs that are not finished yet."""
-        return [run for run in self.runs if not self._state(run).is_file()]
+        return [run for run in self.runs if not state_file(self.folder, run).is_file()]
+
+    def earlier(self) -> list[PlannedRun]:
+        """The finished runs that this benchmark did not ask for: an earlier one in the same folder did."""
+        return [run for run in finished_runs(self.folder) if run not in self.runs]
 
     def go(self, on_start: Callable[[PlannedRun], None] | None = None) -> dict[str, Any]:
         """Do every pending run, and return the final results."""
@@ -141,7 +147,7 @@ class Runner:
             state["metrics"][split], state["per_query"][split] = evaluation.means, evaluation.per_query
             (self.folder / "runs").mkdir(exist_ok=True)
             write_run(self.folder / "runs" / f"{run.name}-{split.replace('/', '-')}.trec", ranking, run.name)
-        write_aside(self._state(run), json.dumps(state))
+        write_aside(state_file(self.folder, run), json.dumps(state))
 
     def _tune(self, run: PlannedRun) -> tuple[dict[str, Ranking], Cost, dict[str, Any]]:
         from maw.benchmark.tuning import save_model, tune
@@ -190,9 +196,6 @@ class Runner:
 
     # The folder
 
-    def _state(self, run: PlannedRun) -> Path:
-        return self.folder / "state" / f"{run.name}.json"
-
     def _identity(self) -> dict[str, Any]:
         """What must be the same for this folder to be gone on with; versions may differ, which is then said."""
         whole = {
@@ -216,6 +219,7 @@ class Runner:
                 )
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise MAWError(f"{self.folder} is not empty and not a benchmark's folder: give another --output")
+        finished_runs(self.folder)
 
     def _start_folder(self) -> None:
         try:
@@ -226,17 +230,13 @@ class Runner:
         except OSError as error:
             raise MAWError(f"cannot write to {self.folder}: {error.strerror}; give another --output") from error
 
-    def finished_states(self) -> list[dict[str, Any]]:
-        """What the finished runs found, in the table's order."""
-        files = [self._state(run) for run in self.runs]
-        return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-
     def write_results(self) -> dict[str, Any]:
         """Write the results, `per_query.parquet`, `report.html` and, at the end, `moved.json` from what is finished."""
         from maw.benchmark.moved import write_moved
         from maw.benchmark.report import write_report
 
-        states, metric = self.finished_states(), self.benchmark.metric
+        states, metric = read_states(self.folder, finished_runs(self.folder)), self.benchmark.metric
+        earlier = self.earlier()
         places = environments(states)
         mixed = mixture(places)
         rows = mark_below_untuned(state_rows(states, self.dataset.name, places), metric)
@@ -256,9 +256,10 @@ class Runner:
             "model": {"name": self.benchmark.model, "fingerprint": self.fingerprint},
             "settings": {
                 **self.benchmark.identity(),
-                "seeds": self.benchmark.seeds,
-                "variants": list(self.benchmark.variants),
+                "seeds": max(self.benchmark.seeds, *(1 + (run.seed or 0) for run in earlier), 1),
+                "variants": list(dict.fromkeys([*self.benchmark.variants, *(run.variant.name for run in earlier)])),
             },
+            "earlier": [run.name for run in earlier],
             "rows": rows,
             "comparisons": comparison_rows(found),
             "depth_usage": usage_rows(states),
