@@ -146,16 +146,12 @@ def _(command: EvaluateCommand, words: Sequence[str]) -> int:
     from maw.retrieval.data.loading import load_dataset
     from maw.retrieval.data.report import render_report
     from maw.retrieval.evaluation.assessment import assess_model, assess_run, write_per_query
-    from maw.retrieval.evaluation.measures import split_measures
-    from maw.retrieval.ranking.runs import write_run
+    from maw.retrieval.ranking.runs import check_run_ids, write_run
 
     name = _dataset_name(command)
     if command.model is not None and command.qrels is not None:
         raise MAWError("--qrels judges a run file: leave out the model, or --qrels (the data set has judgements)")
-    wanted: dict[str, Any] = {
-        "measures": None if command.measures is None else split_measures(command.measures),
-        "relevant_grade": command.relevant_grade,
-    }
+    wanted = _measures(command)
     with speaking(as_json=command.json) as out:
         dataset = None
         if command.model is not None or name is not None:
@@ -167,7 +163,9 @@ def _(command: EvaluateCommand, words: Sequence[str]) -> int:
             from maw.retrieval.models import choose_device, load_encoder
 
             split = split or dataset.default_split
-            dataset.evaluation_split(split)
+            queries, _ = dataset.evaluation_split(split)
+            if command.run is not None:
+                check_run_ids(queries, dataset.documents)
             model = load_encoder(command.model, device=choose_device(command.device), max_length=command.max_length)
             found = assess_model(model, dataset, split, **wanted)
             if command.run is not None:
@@ -187,6 +185,24 @@ def _(command: EvaluateCommand, words: Sequence[str]) -> int:
         data = None if dataset is None else dataset.report()
         out.result({**given, "measures": found.evaluation.means, "notes": found.notes, "data": data})
     return 0
+
+
+def _measures(command: EvaluateCommand) -> dict[str, Any]:
+    """What to measure; all of it, and the places of the files, is checked before anything is read or ranked."""
+    from maw.retrieval.evaluation.assessment import check_per_query_file
+    from maw.retrieval.evaluation.measures import check_measures, default_measures, split_measures
+    from maw.retrieval.ranking.runs import check_run_file
+
+    measures = None if command.measures is None else split_measures(command.measures)
+    if measures is not None:
+        check_measures(measures)
+    if command.relevant_grade is not None:
+        default_measures(command.relevant_grade)
+    if command.model is not None and command.run is not None:
+        check_run_file(command.run, command.run_format)
+    if command.per_query is not None:
+        check_per_query_file(command.per_query)
+    return {"measures": measures, "relevant_grade": command.relevant_grade}
 
 
 def _dataset_name(command: BenchmarkCommand | TrainCommand | EvaluateCommand) -> str | None:

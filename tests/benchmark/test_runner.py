@@ -312,6 +312,19 @@ def test_a_folder_that_cannot_be_written_or_is_not_ours(tiny_model, toy_data, tm
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize(("kind", "name"), [("query", "q14"), ("document", "d3")])
+def test_ids_that_no_run_file_can_hold_are_refused_before_the_first_run(
+    tiny_model, toy_data, tmp_path, capsys, kind, name
+):
+    folder = tmp_path / "data"
+    shutil.copytree(toy_data, folder)
+    for file in folder.rglob("*.*"):
+        file.write_text(file.read_text().replace(f'"{name}"', f'"{name} x"').replace(f"{name}\t", f"{name} x\t"))
+    assert main(arguments(tiny_model, folder, tmp_path / "out", "--variants", "bm25")) == 2
+    assert f"a {kind} id must be one word in a run file, got '{name} x'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_folder_without_weights(tmp_path, toy_data, tiny_model, capsys):
     (tmp_path / "empty").mkdir()
     assert main(arguments(tmp_path / "empty", toy_data, tmp_path / "out")) == 2

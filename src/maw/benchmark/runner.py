@@ -34,7 +34,7 @@ from maw.retrieval.evaluation.assessment import dense_rankings
 from maw.retrieval.evaluation.measures import Evaluation, default_measures, evaluate
 from maw.retrieval.models import choose_device, fingerprint, load_encoder
 from maw.retrieval.ranking.bm25 import bm25_run
-from maw.retrieval.ranking.runs import write_run
+from maw.retrieval.ranking.runs import check_run_ids, write_run
 from maw.retrieval.training.checkpoints import remove_checkpoints, write_aside
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ class Runner:
         _check_place(self.folder)
         self.dataset = load_benchmark_dataset(benchmark)
         self.splits = evaluation_splits(self.dataset)
+        asked = (query for split in self.splits for query in self.dataset.judgements(split))
+        check_run_ids(asked, self.dataset.documents)
         for run in self.runs:
             if run.variant.kind == "tuned":
                 training_settings(benchmark, run)
