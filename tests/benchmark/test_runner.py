@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import json
 import shutil
@@ -11,8 +12,10 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from maw.benchmark import results, states
+from maw.benchmark.comparison import compare, correct
 from maw.benchmark.plan import Benchmark, planned_runs
 from maw.benchmark.runner import Runner
+from maw.benchmark.tables import result_tables
 from maw.cli import main
 from maw.errors import MAWError
 
@@ -329,6 +332,30 @@ def test_a_model_folder_without_weights(tmp_path, toy_data, tiny_model, capsys):
     (tmp_path / "empty").mkdir()
     assert main(arguments(tmp_path / "empty", toy_data, tmp_path / "out")) == 2
     assert "holds no weights" in capsys.readouterr().err
+
+
+def test_the_table_says_the_time_of_one_run_as_the_report_does():
+    rows = [
+        {"variant": "dense-full", "seed": seed, "split": split, "metrics": {"AP": 0.5}, "seconds": seconds}
+        | {"trainable_parameters": 3, "total_parameters": 3, "peak_bytes": 0, "findings": []}
+        for split in ("dl19", "dl20")
+        for seed, seconds in enumerate((10.0, 20.0, 60.0))
+    ]
+    table = results.results_table(rows, ["AP"])
+    [times] = [column for column in table.columns if column.header == "time a run"]
+    assert list(times.cells) == ["30 s", ""]
+    for found in result_tables({"dataset": {"name": "toy"}, "rows": rows}, {}):
+        assert [line["seconds"] for line in found["lines"]] == [30.0]
+
+
+@pytest.mark.parametrize(
+    ("p_value", "words"),
+    [(1.0, "p = 1.0000,"), (0.0496, "p = 0.0496,"), (0.0001, "p = 0.0001,"), (4e-5, "p < 0.0001,")],
+)
+def test_a_corrected_p_value_is_never_said_to_be_zero(p_value, words):
+    one = correct([compare("maw-full", "dense-full", [0.5, 0.7, 0.6], [0.4, 0.6, 0.6], "AP")])[0]
+    said = results.verdict([dataclasses.replace(one, p_value_corrected=p_value)])
+    assert f"corrected {words}" in said
 
 
 def test_a_run_always_brings_its_twin_and_the_untuned_row():
