@@ -30,6 +30,7 @@ from maw.benchmark.results import (
 from maw.benchmark.states import finished_runs, read_states, state_file
 from maw.benchmark.usage import depth_usage
 from maw.errors import MAWError
+from maw.retrieval.aside import LOCK, alone_in
 from maw.retrieval.evaluation.assessment import dense_rankings
 from maw.retrieval.evaluation.measures import Evaluation, default_measures, evaluate
 from maw.retrieval.models import choose_device, fingerprint, load_encoder
@@ -112,14 +113,16 @@ class Runner:
         return [run for run in finished_runs(self.folder) if run not in self.runs]
 
     def go(self, on_start: Callable[[PlannedRun], None] | None = None) -> dict[str, Any]:
-        """Do every pending run, and return the final results."""
-        self._start_folder()
-        for run in self.pending():
-            if on_start is not None:
-                on_start(run)
-            self._do(run)
-            self.write_results()
-        return self.write_results()
+        """Do every pending run, and return the final results; refused while another command writes into the folder."""
+        with alone_in(self.folder):
+            self._check_folder()  # another command may have started it meanwhile
+            self._start_folder()
+            for run in self.pending():
+                if on_start is not None:
+                    on_start(run)
+                self._do(run)
+                self.write_results()
+            return self.write_results()
 
     # One run
 
@@ -219,16 +222,16 @@ class Runner:
                     f"{self.folder} holds a benchmark with other {', '.join(different)}: "
                     "give the same settings to go on with it, or another --output"
                 )
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and any(path.name != LOCK for path in self.folder.iterdir()):
             raise MAWError(f"{self.folder} is not empty and not a benchmark's folder: give another --output")
         finished_runs(self.folder)
 
     def _start_folder(self) -> None:
         try:
-            (self.folder / "state").mkdir(parents=True, exist_ok=True)
             begun = {**self.identity, "started": _now(), "command": self.command}
             if not (self.folder / MARKER).is_file():
                 write_aside(self.folder / MARKER, json.dumps(begun, indent=1))
+            (self.folder / "state").mkdir(exist_ok=True)
         except OSError as error:
             raise MAWError(f"cannot write to {self.folder}: {error.strerror}; give another --output") from error
 
