@@ -70,7 +70,8 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
         out.say(results["verdict"])
         out.say(f"everything is in {benchmark.output}; look at {benchmark.output / 'report.html'}")
         out.say(f"took {duration(time.monotonic() - start)}")
-        kept = ("preset", "dataset", "model", "settings", "rows", "comparisons", "verdict", "environment", "seconds")
+        settings, made = ("preset", "dataset", "model", "settings"), ("earlier", "rows", "comparisons", "verdict")
+        kept = (*settings, *made, "environment", "seconds")
         out.result({"output": benchmark.output, **{name: results[name] for name in kept}})
     return 0
 
@@ -78,6 +79,7 @@ def _(command: BenchmarkCommand, words: Sequence[str]) -> int:
 def _say_plan(runner: Runner, out: Output, *, dry_run: bool) -> None:
     """What is to do, for how long, and where it goes."""
     from maw.benchmark.plan import estimate_seconds
+    from maw.benchmark.states import said_of_earlier
     from maw.retrieval.data.report import render_report
 
     benchmark, pending = runner.benchmark, runner.pending()
@@ -87,6 +89,8 @@ def _say_plan(runner: Runner, out: Output, *, dry_run: bool) -> None:
         out.say("preset quick: a small part of the data, few steps: enough to see it work; --full uses all")
     names = ", ".join(run.name for run in pending) or "nothing: every run is finished"
     out.say(f"to do on {runner.device}: {names}")
+    if earlier := runner.earlier():
+        out.say(said_of_earlier(earlier))
     out.say(f"estimated time: {duration(seconds)}; results go to {benchmark.output}")
     if dry_run:
         weights = sum(4 * parameter.numel() for parameter in runner.encoder.parameters())
@@ -97,6 +101,7 @@ def _say_plan(runner: Runner, out: Output, *, dry_run: bool) -> None:
             "device": str(runner.device),
             "runs": [run.name for run in pending],
             "finished": [run.name for run in runner.runs if run not in pending],
+            "earlier": [run.name for run in earlier],
             "splits": runner.splits,
             "seconds": round(seconds, 1),
             "bytes": kept,
@@ -141,16 +146,12 @@ def _(command: EvaluateCommand, words: Sequence[str]) -> int:
     from maw.retrieval.data.loading import load_dataset
     from maw.retrieval.data.report import render_report
     from maw.retrieval.evaluation.assessment import assess_model, assess_run, write_per_query
-    from maw.retrieval.evaluation.measures import split_measures
-    from maw.retrieval.ranking.runs import write_run
+    from maw.retrieval.ranking.runs import check_run_ids, write_run
 
     name = _dataset_name(command)
     if command.model is not None and command.qrels is not None:
         raise MAWError("--qrels judges a run file: leave out the model, or --qrels (the data set has judgements)")
-    wanted: dict[str, Any] = {
-        "measures": None if command.measures is None else split_measures(command.measures),
-        "relevant_grade": command.relevant_grade,
-    }
+    wanted = _measures(command)
     with speaking(as_json=command.json) as out:
         dataset = None
         if command.model is not None or name is not None:
@@ -162,7 +163,9 @@ def _(command: EvaluateCommand, words: Sequence[str]) -> int:
             from maw.retrieval.models import choose_device, load_encoder
 
             split = split or dataset.default_split
-            dataset.evaluation_split(split)
+            queries, _ = dataset.evaluation_split(split)
+            if command.run is not None:
+                check_run_ids(queries, dataset.documents)
             model = load_encoder(command.model, device=choose_device(command.device), max_length=command.max_length)
             found = assess_model(model, dataset, split, **wanted)
             if command.run is not None:
@@ -182,6 +185,24 @@ def _(command: EvaluateCommand, words: Sequence[str]) -> int:
         data = None if dataset is None else dataset.report()
         out.result({**given, "measures": found.evaluation.means, "notes": found.notes, "data": data})
     return 0
+
+
+def _measures(command: EvaluateCommand) -> dict[str, Any]:
+    """What to measure; all of it, and the places of the files, is checked before anything is read or ranked."""
+    from maw.retrieval.evaluation.assessment import check_per_query_file
+    from maw.retrieval.evaluation.measures import check_measures, default_measures, split_measures
+    from maw.retrieval.ranking.runs import check_run_file
+
+    measures = None if command.measures is None else split_measures(command.measures)
+    if measures is not None:
+        check_measures(measures)
+    if command.relevant_grade is not None:
+        default_measures(command.relevant_grade)
+    if command.model is not None and command.run is not None:
+        check_run_file(command.run, command.run_format)
+    if command.per_query is not None:
+        check_per_query_file(command.per_query)
+    return {"measures": measures, "relevant_grade": command.relevant_grade}
 
 
 def _dataset_name(command: BenchmarkCommand | TrainCommand | EvaluateCommand) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ def train(command: TrainCommand, dataset_name: str) -> int:
     from maw.benchmark.tuning import save_model, tune
     from maw.benchmark.variants import VARIANTS
     from maw.collapse import Finding
+    from maw.retrieval.aside import alone_in
     from maw.retrieval.data.loading import load_dataset
     from maw.retrieval.data.report import render_report
     from maw.retrieval.models import choose_own_device, load_encoder
@@ -33,13 +35,13 @@ def train(command: TrainCommand, dataset_name: str) -> int:
     from maw.retrieval.training.settings import TrainingSettings
 
     first = process_index() == 0
-    with speaking(as_json=command.json, quiet=not first) as out:
+    work = command.output.with_name(f"{command.output.name}.training")
+    with ExitStack() as until_done, speaking(as_json=command.json, quiet=not first) as out:
         device = choose_own_device(command.device)
         with first_process_first(device):  # what is wrong is said once, and what is prepared is prepared once
             if command.variant not in VARIANTS:
                 raise MAWError(f"variant must be among {', '.join(VARIANTS)}, got {command.variant!r}")
-            if command.output.exists() and (not command.output.is_dir() or any(command.output.iterdir())):
-                raise MAWError(f"{command.output} exists already: give another --output, nothing is overwritten")
+            _check_output(command.output)
             variant = VARIANTS[command.variant]
             given: dict[str, Any] = {**command.training.values(), "seed": command.seed}
             if variant.tuning == "lora":
@@ -48,7 +50,9 @@ def train(command: TrainCommand, dataset_name: str) -> int:
             dataset = load_dataset(dataset_name)
             out.say(render_report(dataset))
             model = load_encoder(command.model, device=device, max_length=settings.max_length)
-        work = command.output.with_name(f"{command.output.name}.training")
+            if first and not command.dry_run:
+                until_done.enter_context(alone_in(work))
+                _check_output(command.output)  # another command may have written it meanwhile
         if command.dry_run:
             _say_plan(out, model, variant, command, dataset, settings, work)
             leave()
@@ -65,6 +69,11 @@ def train(command: TrainCommand, dataset_name: str) -> int:
         out.result({"model": command.output, "training": work, "data": dataset.report(), **tuned.outcome})
         leave()
     return 0
+
+
+def _check_output(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MAWError(f"{folder} exists already: give another --output, nothing is overwritten")
 
 
 def _say_plan(

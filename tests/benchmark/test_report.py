@@ -399,6 +399,21 @@ def test_twelve_variants_and_ten_seeds_stay_small(tmp_path: Path) -> None:
     assert "Longer logs are averaged to 100 points" in found.words()
 
 
+def test_twelve_variants_and_fifty_seeds_stay_small_and_show_every_seed(tmp_path: Path) -> None:
+    path = write_report(make_folder(tmp_path / "out", variants=TWELVE, seeds=50, steps=20))
+    assert path.stat().st_size < 10**6
+    found = Page(path.read_text(encoding="utf-8"))
+    assert found.plots() == ALL_PLOTS | {"depth-usage-training-2"}
+    for variant in TWELVE:
+        assert found.row(variant)[1] == ("50" if is_tuned(variant) else "1")
+    assert found.row("literal")[0].endswith("below untuned in 50 of 50 runs")
+    assert re.search(r"50 \(seeds 0, 1, 2, .*, 48, 49\)", found.words())
+    assert "of more than 10 seeds the band is their range and the line their mean" in found.words()
+    plot = found.source[found.source.index('id="plot-metric-0"') :]
+    dots = plot[: plot.index("</svg>")].split("<use ")[1:]
+    assert len([dot for dot in dots if "--maw" in dot[: dot.index(">")]]) == 2 * 50
+
+
 def test_several_splits_have_a_table_and_plots_each(tmp_path: Path) -> None:
     found = page(make_folder(tmp_path / "out", seeds=1, splits=("dl19", "dl20")))
     assert [text for text in found.text["h3"] if text.startswith("pydocs, ")] == ["pydocs, dl19", "pydocs, dl20"]

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 
+import growing
 import pytest
 
 from maw.benchmark.folder import read_folder
@@ -27,6 +28,25 @@ def folder(small_benchmark, tmp_path):
 def words(folder):
     text = write_report(folder).read_text(encoding="utf-8")
     return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", text))
+
+
+@pytest.mark.slow
+def test_fifty_seeds_of_twelve_variants_are_hardly_more_than_ten(small_benchmark, tmp_path):
+    folder = growing.grow(small_benchmark, tmp_path / "out", variants=12, seeds=50)
+    results = json.loads((folder / "results.json").read_text())
+    assert len(results["rows"]) == (2 + 10 * 50) * 2
+    assert len(results["comparisons"]) == 8 * 2
+    assert {one["seeds"] for one in results["comparisons"]} == {50}
+    assert (folder / "report.html").stat().st_size < 1.5e6
+    said = words(folder)
+    assert "50 (seeds 0, 1, 2, " in said
+    for wanted in (
+        "logit-dropout against dense-full, held",
+        "Gained most",
+        "of more than 10 seeds the band is their range",
+    ):
+        assert wanted in said
+    assert "per_query.parquet" not in said
 
 
 def test_a_whole_folder_has_everything(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import json
 import shutil
@@ -10,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from maw.benchmark import results
+from maw.benchmark import results, states
+from maw.benchmark.comparison import compare, correct
 from maw.benchmark.plan import Benchmark, planned_runs
 from maw.benchmark.runner import Runner
+from maw.benchmark.tables import result_tables
 from maw.cli import main
 from maw.errors import MAWError
 
@@ -164,6 +167,60 @@ def test_runs_of_another_environment_are_marked_and_another_kind_of_device_is_re
         Runner(benchmark)
 
 
+def rows_of(output):
+    return [(row["variant"], row["seed"]) for row in json.loads((output / "results.json").read_text())["rows"]]
+
+
+def test_fewer_variants_and_seeds_in_the_same_folder_keep_what_is_finished(finished, tiny_model, toy_data, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(finished, output)
+    whole = json.loads((output / "results.json").read_text())
+    assert whole["earlier"] == []
+    table = pq.read_table(output / "per_query.parquet")
+    assert main(arguments(tiny_model, toy_data, output, "--variants", "untuned")) == 0
+    fewer = json.loads((output / "results.json").read_text())
+    for name in ("rows", "comparisons", "depth_usage", "verdict", "seconds"):
+        assert fewer[name] == whole[name], name
+    assert pq.read_table(output / "per_query.parquet").equals(table)
+    seeds = [f"{name}-seed{seed}" for seed in (0, 1) for name in ("dense-lora", "dense-full", "maw-lora", "maw-full")]
+    seeds[4:4], seeds[9:] = ["literal-seed0"], ["literal-seed1"]
+    assert fewer["earlier"] == ["bm25", *seeds]
+    assert fewer["settings"]["seeds"] == 2
+    assert set(fewer["settings"]["variants"]) == {variant for variant, _ in rows_of(finished)}
+    assert "did not ask for: bm25, dense-lora-seed0" in (output / "report.html").read_text()
+
+
+def test_more_and_then_other_variants_in_one_folder_are_rows_in_the_tables_order(
+    tiny_model, toy_data, tmp_path, capsys
+):
+    output = tmp_path / "grown"
+    assert main(arguments(tiny_model, toy_data, output, "--variants", "dense-full", "--seeds", "2")) == 0
+    assert "finished earlier" not in capsys.readouterr().out
+    assert main(arguments(tiny_model, toy_data, output, "--variants", "bm25")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not asked for now, and kept in the results: dense-full-seed0, dense-full-seed1" in said
+    assert rows_of(output) == [("bm25", None), ("untuned", None), ("dense-full", 0), ("dense-full", 1)]
+    assert main(arguments(tiny_model, toy_data, output, "--variants", "maw-full", "--dry-run", "--json")) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert plan["runs"] == ["maw-full-seed0"]
+    assert plan["finished"] == ["untuned", "dense-full-seed0"]
+    assert plan["earlier"] == ["bm25", "dense-full-seed1"]
+    assert main(arguments(tiny_model, toy_data, output, "--variants", "maw-full")) == 0
+    expected = [("bm25", None), ("untuned", None), ("dense-full", 0), ("maw-full", 0), ("dense-full", 1)]
+    assert rows_of(output) == expected
+    [compared] = json.loads((output / "results.json").read_text())["comparisons"]
+    assert compared["seeds"] == 1
+
+
+def test_a_finished_run_of_a_variant_that_is_not_known_is_refused(tiny_model, toy_data, tmp_path, capsys):
+    output = tmp_path / "new"
+    assert main(arguments(tiny_model, toy_data, output, "--variants", "bm25")) == 0
+    shutil.copy(output / "state" / "bm25.json", output / "state" / "maw-next-seed0.json")
+    capsys.readouterr()
+    assert main(arguments(tiny_model, toy_data, output, "--variants", "bm25")) == 2
+    assert "named after a run of bm25, untuned" in " ".join(capsys.readouterr().err.split())
+
+
 def test_dry_run_shows_the_plan_and_trains_nothing(tiny_model, toy_data, tmp_path, capsys):
     assert main(arguments(tiny_model, toy_data, tmp_path / "dry", "--dry-run", "--variants", "maw-full")) == 0
     out = capsys.readouterr().out
@@ -200,6 +257,7 @@ def test_splits_that_are_others_together_are_not_reported_and_trec_dl_counts_fro
 
 def test_the_examples_run():
     assert doctest.testmod(results).failed == 0
+    assert doctest.testmod(states).failed == 0
 
 
 CUTS = (("MRR", "@10"), ("R", "@100"), ("R", "@1000"), ("AP", ""))
@@ -258,6 +316,19 @@ def test_a_folder_that_cannot_be_written_or_is_not_ours(tiny_model, toy_data, tm
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize(("kind", "name"), [("query", "q14"), ("document", "d3")])
+def test_ids_that_no_run_file_can_hold_are_refused_before_the_first_run(
+    tiny_model, toy_data, tmp_path, capsys, kind, name
+):
+    folder = tmp_path / "data"
+    shutil.copytree(toy_data, folder)
+    for file in folder.rglob("*.*"):
+        file.write_text(file.read_text().replace(f'"{name}"', f'"{name} x"').replace(f"{name}\t", f"{name} x\t"))
+    assert main(arguments(tiny_model, folder, tmp_path / "out", "--variants", "bm25")) == 2
+    assert f"a {kind} id must be one word in a run file, got '{name} x'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_folder_without_weights(tmp_path, toy_data, tiny_model, capsys):
     (tmp_path / "empty").mkdir()
     assert main(arguments(tmp_path / "empty", toy_data, tmp_path / "out")) == 2
@@ -273,6 +344,30 @@ def test_a_model_folder_with_damaged_weights(tmp_path, toy_data, tiny_model, cap
     said = " ".join(capsys.readouterr().err.split())
     assert f"wanted whole weights, but {weights} cannot be read" in said
     assert "copy or save the model again" in said
+
+
+def test_the_table_says_the_time_of_one_run_as_the_report_does():
+    rows = [
+        {"variant": "dense-full", "seed": seed, "split": split, "metrics": {"AP": 0.5}, "seconds": seconds}
+        | {"trainable_parameters": 3, "total_parameters": 3, "peak_bytes": 0, "findings": []}
+        for split in ("dl19", "dl20")
+        for seed, seconds in enumerate((10.0, 20.0, 60.0))
+    ]
+    table = results.results_table(rows, ["AP"])
+    [times] = [column for column in table.columns if column.header == "time a run"]
+    assert list(times.cells) == ["30 s", ""]
+    for found in result_tables({"dataset": {"name": "toy"}, "rows": rows}, {}):
+        assert [line["seconds"] for line in found["lines"]] == [30.0]
+
+
+@pytest.mark.parametrize(
+    ("p_value", "words"),
+    [(1.0, "p = 1.0000,"), (0.0496, "p = 0.0496,"), (0.0001, "p = 0.0001,"), (4e-5, "p < 0.0001,")],
+)
+def test_a_corrected_p_value_is_never_said_to_be_zero(p_value, words):
+    one = correct([compare("maw-full", "dense-full", [0.5, 0.7, 0.6], [0.4, 0.6, 0.6], "AP")])[0]
+    said = results.verdict([dataclasses.replace(one, p_value_corrected=p_value)])
+    assert f"corrected {words}" in said
 
 
 def test_a_run_always_brings_its_twin_and_the_untuned_row():

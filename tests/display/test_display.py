@@ -188,11 +188,27 @@ def test_the_command_writes_what_was_asked_for(folder, tmp_path, capsys):
     assert [len(text["slices"]) for text in values["texts"]] == [2, 2, 2]
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_empty_texts_are_named_and_the_others_shown(folder, tmp_path, capsys, as_json):
+    given = ["inspect", str(folder), "--depths", "2", *(["--json"] if as_json else [])]
+    assert main([*given, TEXTS[0], TEXTS[1]]) == 0
+    wanted = capsys.readouterr()
+    assert wanted.err == ""
+    assert main([*given, "", TEXTS[0], " ", TEXTS[1]]) == 0
+    said = capsys.readouterr()
+    assert said.out == wanted.out
+    left_out = "is empty and left out: the others are numbered without it"
+    assert said.err.splitlines() == [f"maw: text 1 {left_out}", f"maw: text 3 {left_out}"]
+    (tmp_path / "texts.txt").write_text(TEXTS[0])
+    assert main([*given, "", "--file", str(tmp_path / "texts.txt")]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "wanted a text: maw inspect MODEL"),
-        (["a", ""], "text 2 is empty"),
+        ([""], "the text is empty: give a text with words in it"),
+        (["", " \n"], "all 2 texts are empty: give a text with words in it"),
         (["--file", "nowhere.txt"], "nowhere.txt, but it is not there"),
         (["--file", "picture.png"], "picture.png, line 1: wanted UTF-8"),
         (["--file", "zeros.bin"], "zeros.bin, line 1: wanted text, got a NUL character"),

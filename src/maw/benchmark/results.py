@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
+from maw.benchmark import formats
 from maw.benchmark.comparison import Comparison, compare, correct
 from maw.benchmark.variants import VARIANTS
 from maw.collapse import below_untuned
@@ -141,6 +142,8 @@ def verdict(found: Sequence[Comparison], rows: Iterable[dict[str, Any]] = (), mi
         return " ".join([*sentences, "No MAW variant has been compared with its dense twin yet.", *warned])
     for one in found:
         low, high = one.interval
+        p_value = formats.probability(one.p_value_corrected)
+        p_value = p_value if p_value.startswith("<") else f"= {p_value}"
         words = {
             "better": f"{one.variant} is better than {one.baseline}",
             "worse": f"{one.variant} is worse than {one.baseline}",
@@ -149,7 +152,7 @@ def verdict(found: Sequence[Comparison], rows: Iterable[dict[str, Any]] = (), mi
         seeds = "one seed" if one.seeds == 1 else f"{one.seeds} seeds"
         sentences.append(
             f"{words} ({one.metric} on {one.split} {one.mean_difference:+.4f}, "
-            f"95 % interval {low:+.4f} to {high:+.4f}, corrected p = {one.p_value_corrected:.3f}, "
+            f"95 % interval {low:+.4f} to {high:+.4f}, corrected p {p_value}, "
             f"{one.queries} queries, {seeds}; this test would find {one.smallest_detectable:.4f})."
         )
     return " ".join([*sentences, *warned])
@@ -181,6 +184,8 @@ def write_per_query(path: Path, states: Sequence[dict[str, Any]]) -> None:
 def results_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Table:
     """The rows for a terminal: means over seeds, with their standard deviation where there are several.
 
+    Time is a mean over seeds too, that of one run: training and ranking. Memory is the highest peak.
+
     With several splits every variant has a line a split. A split in which metrics without grades count from another
     grade than 1 on, MRR(rel=2)@10 in the column MRR@10, says so in its name.
     """
@@ -190,7 +195,7 @@ def results_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Tab
     table.add_column("variant", no_wrap=True)
     if len(splits) > 1:
         table.add_column("split", no_wrap=True)
-    for name in (*metrics, "trained", "time", "memory"):
+    for name in (*metrics, "trained", "time a run", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for variant in dict.fromkeys(row["variant"] for row in rows):
@@ -219,7 +224,7 @@ def _costs(rows: Sequence[dict[str, Any]]) -> list[str]:
     trained = rows[0]["trainable_parameters"]
     return [
         f"{trained / 1e6:.2f} M" if trained else "-",
-        f"{sum(row['seconds'] for row in rows):.0f} s",
+        f"{statistics.fmean(row['seconds'] for row in rows):.0f} s",
         f"{max(row['peak_bytes'] for row in rows) / 2**30:.2f} GiB",
     ]
 

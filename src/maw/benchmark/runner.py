@@ -1,7 +1,8 @@
 """Run the benchmark: every variant and seed once, each finished run kept, the results written anew after each.
 
 The output folder is the state. A run is finished when `state/NAME.json` is there; the same command goes on with what
-is missing, and a folder started with other settings, data or weights is refused.
+is missing, and a folder started with other settings, data or weights is refused. The results hold every finished run,
+also those that only an earlier command asked for.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from maw.benchmark.results import (
     verdict,
     write_per_query,
 )
+from maw.benchmark.states import finished_runs, read_states, state_file
 from maw.benchmark.usage import depth_usage
 from maw.errors import MAWError
+from maw.retrieval.aside import LOCK, alone_in
 from maw.retrieval.evaluation.assessment import dense_rankings
 from maw.retrieval.evaluation.measures import Evaluation, default_measures, evaluate
 from maw.retrieval.models import choose_device, fingerprint, load_encoder
 from maw.retrieval.ranking.bm25 import bm25_run
-from maw.retrieval.ranking.runs import write_run
+from maw.retrieval.ranking.runs import check_run_ids, write_run
 from maw.retrieval.training.checkpoints import remove_checkpoints, write_aside
 
 if TYPE_CHECKING:
@@ -78,6 +81,8 @@ class Runner:
         _check_place(self.folder)
         self.dataset = load_benchmark_dataset(benchmark)
         self.splits = evaluation_splits(self.dataset)
+        asked = (query for split in self.splits for query in self.dataset.judgements(split))
+        check_run_ids(asked, self.dataset.documents)
         for run in self.runs:
             if run.variant.kind == "tuned":
                 training_settings(benchmark, run)
@@ -101,17 +106,23 @@ class Runner:
 
     def pending(self) -> list[PlannedRun]:
         """The runs that are not finished yet."""
-        return [run for run in self.runs if not self._state(run).is_file()]
+        return [run for run in self.runs if not state_file(self.folder, run).is_file()]
+
+    def earlier(self) -> list[PlannedRun]:
+        """The finished runs that this benchmark did not ask for: an earlier one in the same folder did."""
+        return [run for run in finished_runs(self.folder) if run not in self.runs]
 
     def go(self, on_start: Callable[[PlannedRun], None] | None = None) -> dict[str, Any]:
-        """Do every pending run, and return the final results."""
-        self._start_folder()
-        for run in self.pending():
-            if on_start is not None:
-                on_start(run)
-            self._do(run)
-            self.write_results()
-        return self.write_results()
+        """Do every pending run, and return the final results; refused while another command writes into the folder."""
+        with alone_in(self.folder):
+            self._check_folder()  # another command may have started it meanwhile
+            self._start_folder()
+            for run in self.pending():
+                if on_start is not None:
+                    on_start(run)
+                self._do(run)
+                self.write_results()
+            return self.write_results()
 
     # One run
 
@@ -141,7 +152,7 @@ class Runner:
             state["metrics"][split], state["per_query"][split] = evaluation.means, evaluation.per_query
             (self.folder / "runs").mkdir(exist_ok=True)
             write_run(self.folder / "runs" / f"{run.name}-{split.replace('/', '-')}.trec", ranking, run.name)
-        write_aside(self._state(run), json.dumps(state))
+        write_aside(state_file(self.folder, run), json.dumps(state))
 
     def _tune(self, run: PlannedRun) -> tuple[dict[str, Ranking], Cost, dict[str, Any]]:
         from maw.benchmark.tuning import save_model, tune
@@ -190,9 +201,6 @@ class Runner:
 
     # The folder
 
-    def _state(self, run: PlannedRun) -> Path:
-        return self.folder / "state" / f"{run.name}.json"
-
     def _identity(self) -> dict[str, Any]:
         """What must be the same for this folder to be gone on with; versions may differ, which is then said."""
         whole = {
@@ -214,29 +222,26 @@ class Runner:
                     f"{self.folder} holds a benchmark with other {', '.join(different)}: "
                     "give the same settings to go on with it, or another --output"
                 )
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and any(path.name != LOCK for path in self.folder.iterdir()):
             raise MAWError(f"{self.folder} is not empty and not a benchmark's folder: give another --output")
+        finished_runs(self.folder)
 
     def _start_folder(self) -> None:
         try:
-            (self.folder / "state").mkdir(parents=True, exist_ok=True)
             begun = {**self.identity, "started": _now(), "command": self.command}
             if not (self.folder / MARKER).is_file():
                 write_aside(self.folder / MARKER, json.dumps(begun, indent=1))
+            (self.folder / "state").mkdir(exist_ok=True)
         except OSError as error:
             raise MAWError(f"cannot write to {self.folder}: {error.strerror}; give another --output") from error
-
-    def finished_states(self) -> list[dict[str, Any]]:
-        """What the finished runs found, in the table's order."""
-        files = [self._state(run) for run in self.runs]
-        return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
 
     def write_results(self) -> dict[str, Any]:
         """Write the results, `per_query.parquet`, `report.html` and, at the end, `moved.json` from what is finished."""
         from maw.benchmark.moved import write_moved
         from maw.benchmark.report import write_report
 
-        states, metric = self.finished_states(), self.benchmark.metric
+        states, metric = read_states(self.folder, finished_runs(self.folder)), self.benchmark.metric
+        earlier = self.earlier()
         places = environments(states)
         mixed = mixture(places)
         rows = mark_below_untuned(state_rows(states, self.dataset.name, places), metric)
@@ -256,9 +261,10 @@ class Runner:
             "model": {"name": self.benchmark.model, "fingerprint": self.fingerprint},
             "settings": {
                 **self.benchmark.identity(),
-                "seeds": self.benchmark.seeds,
-                "variants": list(self.benchmark.variants),
+                "seeds": max(self.benchmark.seeds, *(1 + (run.seed or 0) for run in earlier), 1),
+                "variants": list(dict.fromkeys([*self.benchmark.variants, *(run.variant.name for run in earlier)])),
             },
+            "earlier": [run.name for run in earlier],
             "rows": rows,
             "comparisons": comparison_rows(found),
             "depth_usage": usage_rows(states),

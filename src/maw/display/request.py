@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,20 +43,25 @@ class Request:
     device: str = "auto"
 
     def all_texts(self) -> list[str]:
-        """The texts given, then those of the file.
+        """The texts given but `empty` ones, then those of the file.
 
         Raises:
-            MAWError: none, too many, an empty one, or a file that is no text.
+            MAWError: none, too many, empty ones alone, or a file that is no text.
         """
-        for number, text in enumerate(self.texts, start=1):
-            if not text.strip():
-                raise MAWError(f"text {number} is empty: leave it out, or give a text with words in it")
-        found = [*self.texts, *(read_texts(self.file) if self.file is not None else [])]
+        found = [text for text in self.texts if text.strip()]
+        found += read_texts(self.file) if self.file is not None else []
+        if not found and self.texts:
+            which = "the text is empty" if len(self.texts) == 1 else f"all {len(self.texts)} texts are empty"
+            raise MAWError(f"{which}: give a text with words in it")
         if not found:
             raise MAWError('wanted a text: maw inspect MODEL "some text", or --file FILE with one text a line')
         if len(found) > MOST:
             raise MAWError(f"wanted at most {MOST} texts at once, got more: look at a part of them")
         return found
+
+    def empty(self) -> list[int]:
+        """Which of the texts given are empty, counted from 1."""
+        return [number for number, text in enumerate(self.texts, start=1) if not text.strip()]
 
     def head_index(self) -> int | None:
         """The head, or None for the mean.
@@ -90,7 +96,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 def show(request: Request, console: Console) -> None:
-    """Do what was asked for.
+    """Do what was asked for. Texts that are empty are named on standard error and left out.
 
     Args:
         request: the options.
@@ -107,6 +113,8 @@ def show(request: Request, console: Console) -> None:
         raise MAWError(f"--html wants a file to write, got the folder {request.html}: give a name in it")
     model = load_encoder(request.model, device=choose_device(request.device), max_length=request.max_length)
     found = inspect(model, texts, layer=request.layer, head=head, depths=request.depths)
+    for number in request.empty():
+        print(f"maw: text {number} is empty and left out: the others are numbered without it", file=sys.stderr)
     written = []
     if request.html is not None:
         _write(request.html, render_page(found, request.model))

@@ -1,4 +1,7 @@
-"""Files that are whole or not there: written aside, brought to the disk, renamed; checked by size and SHA-256."""
+"""Files that are whole or not there: written aside, brought to the disk, renamed; checked by size and SHA-256.
+
+And folders into which one command at a time writes.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ import json
 import os
 import re
 import socket
+import warnings
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypedDict
 
@@ -19,7 +23,9 @@ import numpy as np
 from maw.errors import MAWError
 
 __all__ = [
+    "LOCK",
     "Checked",
+    "alone_in",
     "check_file",
     "checksum",
     "npy_header",
@@ -35,6 +41,8 @@ __all__ = [
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PIECE = 2**24
+LOCK = ".lock"
+"""The file in an output folder that the command at work there holds; it stays, and alone means nothing."""
 
 
 class Checked(TypedDict):
@@ -125,6 +133,40 @@ def refuse_writing(path: Path, error: OSError) -> NoReturn:
             "same command again"
         ) from error
     raise MAWError(f"{path} could not be written: {error.strerror or error}: check the folder") from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Generator[None]:
+    """Keep other commands out of an output folder, which is made where it is not there.
+
+    The system gives the lock back when the process ends, however it ends: one that was killed blocks nobody.
+
+    Raises:
+        MAWError: another command is at work there, or the folder cannot be written.
+    """
+    import fcntl
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a")
+    except OSError as error:
+        refuse_writing(folder, error)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MAWError(
+                f"{folder} is in use, another command writes into it: wait until that one ends, or give another "
+                "--output"
+            ) from None
+        except OSError as error:
+            why = f"there are no locks in {folder} ({error.strerror or error})"
+            warnings.warn(f"{why}: let no other command write into it meanwhile", stacklevel=3)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)  # at once, also where a child of this process still has the file open
 
 
 @contextmanager

@@ -253,6 +253,40 @@ def test_what_does_not_go_together_is_refused(files, beir, given, message, capsy
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--measures", "nDCG@10,Foo@3"], "ir_measures knows, got 'Foo@3'"),
+        (["--measures", "alpha_nDCG@10"], "the measures alpha_nDCG@10 must be computable"),
+        (["--measures", " , "], "measures must be a list of one or more names, got []"),
+        (["--relevant-grade", "0"], "must be at least 1, got 0"),
+        (["--run", "no/run"], "the run file needs a folder that exists, got 'no/run'"),
+        (["--run", "."], "the run must go into a file, got the folder '.'"),
+        (["--per-query", "no/x.tsv"], "values per query needs a folder that exists, got 'no/x.tsv'"),
+        (["--per-query", "."], "the values per query must go into a file, got the folder '.'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_data_are_read(given, message, capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("maw.retrieval.data.loading.load_dataset", lambda *_, **__: pytest.fail("data were read"))
+    assert main(["evaluate", "packaged", "--dataset", "beir:toy", *given]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ids_that_no_run_file_can_hold_are_refused_before_a_model_is_loaded(
+    beir: Path, capsys, monkeypatch, tmp_path
+) -> None:
+    corpus = (beir / "corpus.jsonl").read_text()
+    (beir / "corpus.jsonl").write_text(corpus + '{"_id": "d 9", "title": "", "text": "A blank in the id"}\n')
+    monkeypatch.setattr("maw.retrieval.models.load_encoder", lambda *_, **__: pytest.fail("a model was loaded"))
+    given = ["evaluate", "packaged", "--dataset", f"beir:{beir}", "--device", "cpu"]
+    assert main([*given, "--run", str(tmp_path / "run")]) == 2
+    assert "a document id must be one word in a run file, got 'd 9'" in capsys.readouterr().err
+    monkeypatch.setattr("maw.retrieval.models.load_encoder", lambda *_, **__: encoder())
+    assert main(given) == 0, "without a run file any id will do"
+
+
 def test_a_file_that_cannot_be_written_is_one_line(files, tmp_path: Path, capsys) -> None:
     run, qrels = (str(path) for path in files)
     with small_disk(20):

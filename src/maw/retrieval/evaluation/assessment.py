@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from maw.retrieval.data.dataset import RetrievalDataset
 
-__all__ = ["Assessment", "assess_model", "assess_run", "dense_rankings", "write_per_query"]
+__all__ = ["Assessment", "assess_model", "assess_run", "check_per_query_file", "dense_rankings", "write_per_query"]
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,7 @@ def write_per_query(path: Path, evaluation: Evaluation) -> None:
     Raises:
         MAWError: the folder does not exist, or the file cannot be written.
     """
-    if not path.parent.is_dir():
-        raise MAWError(f"the file of values per query needs a folder that exists, got {str(path)!r}: create it first")
+    check_per_query_file(path)
     names = list(evaluation.per_query)
     rows = (
         [query, *(repr(evaluation.per_query[name][query]) for name in names)]
@@ -169,6 +168,18 @@ def write_per_query(path: Path, evaluation: Evaluation) -> None:
     )
     lines = ["\t".join(row) for row in (["query-id", *names], *rows)]
     write_whole(path, [("\n".join(lines) + "\n").encode()])
+
+
+def check_per_query_file(path: Path) -> None:
+    """Refuse before any ranking a place in which `write_per_query` cannot write.
+
+    Raises:
+        MAWError: the folder does not exist, or the path is itself a folder.
+    """
+    if not path.parent.is_dir():
+        raise MAWError(f"the file of values per query needs a folder that exists, got {str(path)!r}: create it first")
+    if path.is_dir():
+        raise MAWError(f"the values per query must go into a file, got the folder {str(path)!r}: give a name in it")
 
 
 def _check_known(path: Path, run: Run, dataset: RetrievalDataset) -> None:

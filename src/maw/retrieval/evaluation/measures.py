@@ -25,7 +25,7 @@ from maw.errors import MAWError
 from maw.progress import tracked
 from maw.retrieval.ranking.runs import Run, ranked
 
-__all__ = ["DEFAULT_MEASURES", "Evaluation", "default_measures", "evaluate", "split_measures"]
+__all__ = ["DEFAULT_MEASURES", "Evaluation", "check_measures", "default_measures", "evaluate", "split_measures"]
 
 
 DEFAULT_MEASURES = ("nDCG@10", "MRR@10", "R@100", "R@1000", "AP")
@@ -129,7 +129,7 @@ def evaluate(
         computing = ir_measures.iter_calc(list(parsed.values()), relevant, ranks)
         calculated = list(tracked(computing, "evaluating: values", len(parsed) * len(common)))
     except ValueError as error:  # a measure that no installed provider computes
-        raise MAWError(f"the measures {', '.join(parsed)} must be computable, got: {error}") from error
+        raise _not_computable(parsed, error) from error
     names = {measure: name for name, measure in parsed.items()}
     per_query = {name: dict.fromkeys(relevant, 0.0) for name in parsed}
     for metric in calculated:
@@ -142,6 +142,27 @@ def evaluate(
         without_relevant=len(qrels) - len(relevant),
         not_judged=sum(query not in qrels for query in run),
     )
+
+
+def check_measures(measures: Sequence[str]) -> None:
+    """Refuse before any work what `evaluate` would refuse after it.
+
+    Raises:
+        MAWError: no measure, one that ir_measures does not know, or one that no installed provider computes.
+
+    >>> check_measures(["nDCG@10", "Foo@3"])
+    Traceback (most recent call last):
+    ...
+    maw.errors.MAWError: a measure must be one that ir_measures knows, got 'Foo@3' (measure not found: Foo): for \
+instance nDCG@10, MRR@10, R@100, R@1000, AP
+    """
+    import ir_measures
+
+    parsed = _parse(measures)
+    try:
+        ir_measures.evaluator(list(parsed.values()), {"1": {"1": 1}})
+    except ValueError as error:
+        raise _not_computable(parsed, error) from error
 
 
 def split_measures(names: str) -> list[str]:
@@ -171,6 +192,10 @@ def _parse(measures: Sequence[str]) -> dict[str, Any]:
         spelling = str(measure)
         parsed["M" + spelling if spelling.startswith("RR") else spelling] = measure
     return parsed
+
+
+def _not_computable(parsed: Mapping[str, Any], error: ValueError) -> MAWError:
+    return MAWError(f"the measures {', '.join(parsed)} must be computable, got: {error}")
 
 
 def _first(ids: Mapping[str, object]) -> str:

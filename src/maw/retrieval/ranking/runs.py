@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -22,7 +22,16 @@ from maw.retrieval.ranking.run_lines import run_lines
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Run", "rank_documents", "ranked", "read_run", "without_own", "write_run"]
+__all__ = [
+    "Run",
+    "check_run_file",
+    "check_run_ids",
+    "rank_documents",
+    "ranked",
+    "read_run",
+    "without_own",
+    "write_run",
+]
 
 Run: TypeAlias = Mapping[str, Mapping[str, float]]
 """Query id -> document id -> score; higher is better."""
@@ -140,10 +149,7 @@ def write_run(path: str | os.PathLike[str], run: Run, tag: str, *, layout: Liter
             finite, the layout is another one, or the file cannot be written.
     """
     target = Path(path)
-    if layout not in ("trec", "msmarco"):
-        raise MAWError(f"the layout of a run file must be 'trec' or 'msmarco', got {layout!r}: choose one of them")
-    if not target.parent.is_dir():
-        raise MAWError(f"the run file needs a folder that exists, got {str(target)!r}: create the folder first")
+    check_run_file(target, layout)
     lines = []
     _check_word("the tag", tag)
     for query, documents in tracked(ranked(run).items(), f"preparing {target.name}: queries", len(run)):
@@ -154,6 +160,38 @@ def write_run(path: str | os.PathLike[str], run: Run, tag: str, *, layout: Liter
             trec = f"{query} Q0 {document} {rank} {score!r} {tag}\n"
             lines.append(trec if layout == "trec" else f"{query}\t{document}\t{rank}\n")
     write_whole(target, (line.encode() for line in tracked(lines, f"writing {target.name}: lines", len(lines))))
+
+
+def check_run_file(path: Path, layout: str = "trec") -> None:
+    """Refuse before any ranking a place or a layout in which `write_run` cannot write.
+
+    Raises:
+        MAWError: the layout is another one, the folder does not exist, or the path is itself a folder.
+    """
+    if layout not in ("trec", "msmarco"):
+        raise MAWError(f"the layout of a run file must be 'trec' or 'msmarco', got {layout!r}: choose one of them")
+    if not path.parent.is_dir():
+        raise MAWError(f"the run file needs a folder that exists, got {str(path)!r}: create the folder first")
+    if path.is_dir():
+        raise MAWError(f"the run must go into a file, got the folder {str(path)!r}: give a name in it")
+
+
+def check_run_ids(queries: Iterable[str], documents: Iterable[str]) -> None:
+    """Refuse before any ranking ids that `write_run` cannot write.
+
+    Raises:
+        MAWError: an id is empty or holds white space.
+
+    >>> check_run_ids(["q1"], ["d1", "d 2"])
+    Traceback (most recent call last):
+    ...
+    maw.errors.MAWError: a document id must be one word in a run file, got 'd 2': the columns are separated by white \
+space
+    """
+    for query in queries:
+        _check_word("a query id", query)
+    for document in documents:
+        _check_word("a document id", document)
 
 
 def read_run(path: str | os.PathLike[str], *, ties: Literal["rank", "score"] = "rank") -> dict[str, dict[str, float]]:
