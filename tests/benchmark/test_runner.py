@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import shutil
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -161,6 +162,21 @@ def test_runs_of_another_environment_are_marked_and_another_kind_of_device_is_re
     marker = tmp_path / "b" / "benchmark.json"
     marker.write_text(json.dumps({**json.loads(marker.read_text()), "device": "cuda"}))
     with pytest.raises(MAWError, match="holds a benchmark with other device"):
+        Runner(benchmark)
+
+
+def test_another_encoder_with_the_same_weights_is_refused(tmp_path, tiny_model, toy_data):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    benchmark = Benchmark(
+        dataset=f"beir:{toy_data}", model=str(model), variants=("bm25",), preset="full", output=tmp_path / "b"
+    )
+    Runner(benchmark).go()
+    assert not Runner(benchmark).pending()
+    more = replace(benchmark, variants=("bm25", "maw-full"))
+    assert len(Runner(more).pending()) == 2, "what is known of the encoder does not depend on the variants"
+    pooling = model / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"pooling_mode": "cls"}))
+    with pytest.raises(MAWError, match="holds a benchmark with other encoder:"):
         Runner(benchmark)
 
 

@@ -30,7 +30,8 @@ from maw.benchmark.usage import depth_usage
 from maw.errors import MAWError
 from maw.retrieval.evaluation.assessment import dense_rankings
 from maw.retrieval.evaluation.measures import Evaluation, default_measures, evaluate
-from maw.retrieval.models import choose_device, fingerprint, load_encoder
+from maw.retrieval.identity import encoder_fingerprint
+from maw.retrieval.models import choose_device, load_encoder
 from maw.retrieval.ranking.bm25 import bm25_run
 from maw.retrieval.ranking.runs import write_run
 from maw.retrieval.training.checkpoints import remove_checkpoints, write_aside
@@ -82,8 +83,8 @@ class Runner:
             if run.variant.kind == "tuned":
                 training_settings(benchmark, run)
         self.encoder = self._encoder()
+        self.fingerprint = encoder_fingerprint(self.encoder)
         self._try_maw()
-        self.fingerprint = fingerprint(self.encoder)
         self.identity = self._identity()
         self._check_folder()
 
@@ -198,7 +199,7 @@ class Runner:
         whole = {
             **self.benchmark.identity(),
             "device": self.device.type,
-            "weights": self.fingerprint,
+            "encoder": self.fingerprint,
             "data": dict(self.dataset.checksums),
         }
         return json.loads(json.dumps(whole, default=str))

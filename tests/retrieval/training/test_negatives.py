@@ -291,6 +291,10 @@ def test_negatives_are_kept_by_what_they_depend_on(tmp_path: Path, monkeypatch: 
     with torch.no_grad():
         next(iter(model.parameters())).add_(0.1)
     assert calls(settings=dense, model=model) == 1
+    model[1].pooling_mode = "cls"  # the same weights give other vectors
+    assert (calls(settings=dense, model=model), calls(settings=dense, model=model)) == (1, 0)
+    model.max_seq_length = 8
+    assert (calls(settings=dense, model=model), calls(settings=dense, model=model)) == (1, 0)
     changed = replace(data, documents=dict(data.documents) | {"river-0": "another text"})
     assert (calls(data=changed), calls(data=changed)) == (1, 0)
     judged = {"train": data.qrels["train"] | {"q-river": {"river-right": 1, "river-1": 1}}, "test": data.qrels["test"]}

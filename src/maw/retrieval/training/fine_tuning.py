@@ -28,7 +28,7 @@ from maw.hf.attach import carried, maw_layers
 from maw.hf.calibration import calibrating
 from maw.progress import showing
 from maw.retrieval.evaluation.development import METRIC, DevEvaluator
-from maw.retrieval.models import fingerprint
+from maw.retrieval.identity import encoder_fingerprint
 from maw.retrieval.training.batches import Batches, TrainingTexts
 from maw.retrieval.training.checkpoints import (
     check_identity,
@@ -210,7 +210,7 @@ def _identity(
     packages = ("torch", "transformers", "sentence-transformers", "maw-attention")
     return {
         "settings": {name: value for name, value in asdict(settings).items() if name != "save_steps"},
-        "weights": fingerprint(model),
+        "encoder": encoder_fingerprint(model),
         "maw": [layer.config.to_dict() for layer in carried(model)],
         "data": [data.hexdigest(), dict(dataset.checksums)],
         "processes": batches.processes,

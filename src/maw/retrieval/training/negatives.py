@@ -182,7 +182,7 @@ def _identity(
     settings: NegativeSettings,
     model: SentenceTransformer | None,
 ) -> dict[str, Any]:
-    from maw.retrieval.models import fingerprint
+    from maw.retrieval.identity import encoder_fingerprint
 
     queries = {query: dataset.queries[query] for query in judged}
     rows = {query: json.dumps(dict(row)) for query, row in judged.items()}
@@ -196,7 +196,7 @@ def _identity(
         "settings": {**asdict(settings), "files": [_file_checksum(file) for file in files]},
     }
     if model is not None and settings.source != "bm25":
-        identity["model"] = [fingerprint(model), model.max_seq_length, model.similarity_fn_name, dict(model.prompts)]
+        identity["model"] = [encoder_fingerprint(model), model.max_seq_length]
     return json.loads(json.dumps(identity))
 
 
