@@ -88,6 +88,13 @@ def test_dry_runs_say_what_how_long_and_where_and_write_nothing(tiny_model, toy_
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("drop", [[], ["--drop-own"]])
+def test_training_drops_a_querys_own_document_where_it_is_asked_to(tiny_model, toy_data, tmp_path, capsys, drop):
+    words = ["train", "--variant", "maw-lora", *given(tiny_model, toy_data), *SMALL, "--output", str(tmp_path / "x")]
+    assert main([*words, *drop, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["drop_own"] is bool(drop)
+
+
 def test_a_dry_run_refuses_what_the_run_would(tiny_model, toy_data, tmp_path, capsys):
     words = [
         "train",

@@ -213,6 +213,7 @@ def _identity(
         "encoder": encoder_fingerprint(model),
         "maw": [layer.config.to_dict() for layer in carried(model)],
         "data": [data.hexdigest(), dict(dataset.checksums)],
+        "drop_own": dataset.drop_own,
         "processes": batches.processes,
         "device": model.device.type,
         **{name: _version(name) for name in packages},
