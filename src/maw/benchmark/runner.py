@@ -1,7 +1,7 @@
 """Run the benchmark: every variant and seed once, each finished run kept, the results written anew after each.
 
 The output folder is the state. A run is finished when `state/NAME.json` is there; the same command goes on with what
-is missing, and a folder started with other settings, data or weights is refused.
+is missing, and a folder started with other settings, data or encoder is refused.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from maw.retrieval.models import choose_device, load_encoder
 from maw.retrieval.ranking.bm25 import bm25_run
 from maw.retrieval.ranking.runs import write_run
 from maw.retrieval.training.checkpoints import remove_checkpoints, write_aside
+from maw.retrieval.training.negatives import file_checksum
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -196,8 +197,10 @@ class Runner:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for this folder to be gone on with; versions may differ, which is then said."""
+        files = self.benchmark.training.get("negative_files", ())
         whole = {
             **self.benchmark.identity(),
+            **({"negatives": [file_checksum(file) for file in files]} if files else {}),
             "device": self.device.type,
             "encoder": self.fingerprint,
             "data": dict(self.dataset.checksums),

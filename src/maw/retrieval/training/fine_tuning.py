@@ -208,8 +208,9 @@ def _identity(
     for row in batches.texts.rows:
         data.update("\0".join(row).encode())
     packages = ("torch", "transformers", "sentence-transformers", "maw-attention")
+    no_part = ("save_steps", "negative_files")  # what is in the files is in the rows
     return {
-        "settings": {name: value for name, value in asdict(settings).items() if name != "save_steps"},
+        "settings": {name: value for name, value in asdict(settings).items() if name not in no_part},
         "encoder": encoder_fingerprint(model),
         "maw": [layer.config.to_dict() for layer in carried(model)],
         "data": [data.hexdigest(), dict(dataset.checksums)],
