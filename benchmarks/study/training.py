@@ -30,7 +30,8 @@ from maw.commands import quiet_libraries
 from maw.hf.attach import attach, maw_layers
 from maw.hf.lora import lora_config
 from maw.retrieval.aside import write_json
-from maw.retrieval.models import fingerprint, load_encoder
+from maw.retrieval.identity import fingerprint
+from maw.retrieval.models import load_encoder
 from maw.retrieval.training.fine_tuning import count_parameters, train
 from maw.retrieval.training.settings import TrainingSettings
 

@@ -77,6 +77,8 @@ class TrainCommand:
     """packaged (all-MiniLM-L6-v2), a folder, or a hub name."""
     seed: int = 0
     """Of every draw."""
+    drop_own: bool = False
+    """Drop the document with the query's own id."""
     dry_run: bool = False
     """Print the plan, its cost and its folders, and stop."""
     json: JSON = False

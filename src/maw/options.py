@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -75,7 +76,11 @@ class TrainingOptions:
     hard_negatives: int | None = None
     """Hard negatives a pair; missing ones are drawn."""
     negatives: Annotated[Literal["bm25", "model", "given"] | None, tyro.conf.arg(metavar="FROM")] = None
-    """bm25 (default), model, or given: the data's own."""
+    """bm25 (default), model, or given (files)."""
+    negative_margin: float | None = None
+    """They score this share below the relevant document."""
+    negative_files: Annotated[tuple[Path, ...] | None, tyro.conf.arg(metavar="FILE...")] = None
+    """Triples or rankings, of given; else the data's own."""
     gradient_checkpointing: bool = False
     save_steps: Annotated[int | None, tyro.conf.arg(name="save-every", metavar="STEPS")] = None
     """Save after every so many steps too, not epochs alone."""
@@ -84,4 +89,9 @@ class TrainingOptions:
         """The fields of `TrainingSettings` that were given."""
         given = asdict(self) | {"gradient_checkpointing": self.gradient_checkpointing or None}
         del given["lora_learning_rate"]
+        if self.negative_files == ():
+            raise MAWError("--negative-files: wanted the names of files, got none: name them, with spaces between")
+        for file in self.negative_files or ():
+            if not file.is_file():
+                raise MAWError(f"--negative-files: wanted the file {file}, but it is not there: check the path")
         return {name: value for name, value in given.items() if value is not None}

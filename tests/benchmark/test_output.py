@@ -88,6 +88,50 @@ def test_dry_runs_say_what_how_long_and_where_and_write_nothing(tiny_model, toy_
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("drop", [[], ["--drop-own"]])
+def test_training_drops_a_querys_own_document_where_it_is_asked_to(tiny_model, toy_data, tmp_path, capsys, drop):
+    words = ["train", "--variant", "maw-lora", *given(tiny_model, toy_data), *SMALL, "--output", str(tmp_path / "x")]
+    assert main([*words, *drop, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["drop_own"] is bool(drop)
+
+
+def test_negatives_from_files_at_a_distance(tiny_model, toy_data, tmp_path, capsys):
+    files = [tmp_path / "one.tsv", tmp_path / "two.tsv"]
+    for first, file in zip((0, 5), files, strict=True):
+        file.write_text("".join(f"q{n}\td{n + 10}\n" for n in range(first, first + 5)))
+    options = ["--negatives", "given", "--negative-files", *map(str, files), *SMALL, *HARD]
+    drawn = []
+    for number, margin in enumerate(("0", "2")):  # no similarity is two whole scores below another
+        output = ["--output", str(tmp_path / f"model{number}"), "--negative-margin", margin, "--json"]
+        assert main(["train", "--variant", "dense-lora", *given(tiny_model, toy_data), *options, *output]) == 0
+        drawn.append(json.loads(capsys.readouterr().out)["drawn_negatives"])
+    assert drawn[0] < drawn[1] == 10
+    assert '"two.tsv"' in (tmp_path / "model0" / "README.md").read_text()
+    output = ["--output", str(tmp_path / "results"), "--variants", "dense-full"]
+    words = ["benchmark", *given(tiny_model, toy_data), *options, *output]
+    assert main(words) == 0
+    training = json.loads((tmp_path / "results" / "results.json").read_text())["settings"]["training"]
+    assert training["negative_files"] == [str(file) for file in files]
+    assert main([*words, "--dry-run"]) == 0, "it can be gone on with"
+    capsys.readouterr()
+    files[0].write_text("q0\td12\n")
+    assert main([*words, "--dry-run"]) == 2
+    assert "holds a benchmark with other negatives: give the same" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "wanted the names of files, got none"),
+        (["nowhere"], "wanted the file nowhere, but it is not there"),
+    ],
+)
+def test_files_of_negatives_that_are_not_there_are_refused_at_once(tmp_path, capsys, files, message):
+    words = ["train", "--variant", "dense-lora", "--output", str(tmp_path / "x"), *HARD, "--negatives", "given"]
+    assert main([*words, "--negative-files", *files]) == 2
+    assert f"--negative-files: {message}" in capsys.readouterr().err
+
+
 def test_a_dry_run_refuses_what_the_run_would(tiny_model, toy_data, tmp_path, capsys):
     words = [
         "train",

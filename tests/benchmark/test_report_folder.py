@@ -112,7 +112,7 @@ def test_killed_before_the_first_result(folder, capsys):
     assert "There are no rows yet." in said
     assert "Training loss" in said
     assert json.loads((folder / "benchmark.json").read_text())["command"] in said
-    assert json.loads((folder / "benchmark.json").read_text())["weights"] in said
+    assert json.loads((folder / "benchmark.json").read_text())["encoder"] in said
 
 
 def test_a_folder_that_is_not_ours_is_refused(tmp_path, capsys):

@@ -6,6 +6,7 @@ import dataclasses
 import doctest
 import json
 import shutil
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -219,6 +220,21 @@ def test_a_finished_run_of_a_variant_that_is_not_known_is_refused(tiny_model, to
     capsys.readouterr()
     assert main(arguments(tiny_model, toy_data, output, "--variants", "bm25")) == 2
     assert "named after a run of bm25, untuned" in " ".join(capsys.readouterr().err.split())
+
+
+def test_another_encoder_with_the_same_weights_is_refused(tmp_path, tiny_model, toy_data):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    benchmark = Benchmark(
+        dataset=f"beir:{toy_data}", model=str(model), variants=("bm25",), preset="full", output=tmp_path / "b"
+    )
+    Runner(benchmark).go()
+    assert not Runner(benchmark).pending()
+    more = replace(benchmark, variants=("bm25", "maw-full"))
+    assert len(Runner(more).pending()) == 2, "what is known of the encoder does not depend on the variants"
+    pooling = model / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"pooling_mode": "cls"}))
+    with pytest.raises(MAWError, match="holds a benchmark with other encoder:"):
+        Runner(benchmark)
 
 
 def test_dry_run_shows_the_plan_and_trains_nothing(tiny_model, toy_data, tmp_path, capsys):

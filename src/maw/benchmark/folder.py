@@ -121,7 +121,7 @@ def _without_rows(marker: Path) -> dict[str, Any]:
         "command": started.get("command"),
         "preset": started.get("preset"),
         "dataset": {"name": started.get("dataset")},
-        "model": {"name": started.get("model"), "fingerprint": started.get("weights")},
+        "model": {"name": started.get("model"), "fingerprint": started.get("encoder")},
         "settings": {name: started[name] for name in ("training", "lora_learning_rate", "device") if name in started},
         "maw": maw if isinstance(maw, dict) else {},
         "data": data if isinstance(data, dict) else {},

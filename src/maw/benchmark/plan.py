@@ -76,7 +76,10 @@ class Benchmark:
             "model": self.model,
             "preset": self.preset,
             "maw": MAWConfig(**self.maw).to_dict(),
-            "training": self.training,
+            "training": {
+                name: [str(file) for file in value] if name == "negative_files" else value
+                for name, value in self.training.items()
+            },
             "lora_learning_rate": self.lora_learning_rate,
         }
 

@@ -1,7 +1,7 @@
 """Run the benchmark: every variant and seed once, each finished run kept, the results written anew after each.
 
 The output folder is the state. A run is finished when `state/NAME.json` is there; the same command goes on with what
-is missing, and a folder started with other settings, data or weights is refused. The results hold every finished run,
+is missing, and a folder started with other settings, data or encoder is refused. The results hold every finished run,
 also those that only an earlier command asked for.
 """
 
@@ -33,10 +33,12 @@ from maw.errors import MAWError
 from maw.retrieval.aside import LOCK, alone_in
 from maw.retrieval.evaluation.assessment import dense_rankings
 from maw.retrieval.evaluation.measures import Evaluation, default_measures, evaluate
-from maw.retrieval.models import choose_device, fingerprint, load_encoder
+from maw.retrieval.identity import encoder_fingerprint
+from maw.retrieval.models import choose_device, load_encoder
 from maw.retrieval.ranking.bm25 import bm25_run
 from maw.retrieval.ranking.runs import check_run_ids, write_run
 from maw.retrieval.training.checkpoints import remove_checkpoints, write_aside
+from maw.retrieval.training.negatives import file_checksum
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -87,8 +89,8 @@ class Runner:
             if run.variant.kind == "tuned":
                 training_settings(benchmark, run)
         self.encoder = self._encoder()
+        self.fingerprint = encoder_fingerprint(self.encoder)
         self._try_maw()
-        self.fingerprint = fingerprint(self.encoder)
         self.identity = self._identity()
         self._check_folder()
 
@@ -203,10 +205,12 @@ class Runner:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for this folder to be gone on with; versions may differ, which is then said."""
+        files = self.benchmark.training.get("negative_files", ())
         whole = {
             **self.benchmark.identity(),
+            **({"negatives": [file_checksum(file) for file in files]} if files else {}),
             "device": self.device.type,
-            "weights": self.fingerprint,
+            "encoder": self.fingerprint,
             "data": dict(self.dataset.checksums),
         }
         return json.loads(json.dumps(whole, default=str))

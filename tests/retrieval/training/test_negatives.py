@@ -22,6 +22,8 @@ from maw.retrieval.ranking.dense import dense_runs, encode
 from maw.retrieval.training import candidates as candidates_module
 from maw.retrieval.training import negatives
 from maw.retrieval.training.negatives import Negatives, NegativeSettings, mine
+from maw.retrieval.training.rows import find_negatives
+from maw.retrieval.training.settings import TrainingSettings
 
 WORDS = ("river", "engine", "violin", "glacier", "parliament", "enzyme", "harbour", "theorem", "orchard", "satellite")
 
@@ -234,6 +236,38 @@ def test_given_negatives_are_scored_by_a_model_where_there_is_a_margin(tmp_path:
         mine(data, replace(settings, absolute_margin=0.02))
 
 
+@pytest.mark.parametrize("margin", [None, 0.02])
+@pytest.mark.parametrize("source", ["bm25", "model", "given"])
+def test_training_asks_for_the_margin_and_the_files_of_its_settings(tmp_path: Path, source, margin) -> None:
+    data, model = toy(), encoder()
+    path = given(tmp_path, "ranking.tsv", [f"q-engine\t{name}" for name in data.documents]).files[0]
+    files = (path,) if source == "given" else ()
+    settings = TrainingSettings(
+        hard_negatives=60, max_length=16, negatives=source, negative_margin=margin, negative_files=files
+    )
+    found = find_negatives(data, settings, model, tmp_path / "kept")
+    wanted = NegativeSettings(
+        source="dense" if source == "model" else source, per_query=60, relative_margin=margin, files=files
+    )
+    assert found is not None
+    assert dict(found) == dict(mine(data, wanted, model))
+    assert bool(found.report.get("left_out_margin")) == (margin is not None)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"negative_margin": -0.1, "hard_negatives": 1}, "negative_margin must be 0 or more, got -0.1"),
+        ({"negative_margin": 0.1}, "choose hard negatives, but hard_negatives is 0: say how many"),
+        ({"negative_files": (Path("f"),), "negatives": "given"}, "but hard_negatives is 0: say how many"),
+        ({"negative_files": (Path("f"),), "hard_negatives": 1}, 'are for negatives "given", got "bm25"'),
+    ],
+)
+def test_settings_of_training_that_choose_nothing_are_refused(settings, message: str) -> None:
+    with pytest.raises(MAWError, match=message):
+        TrainingSettings(**settings)
+
+
 @pytest.mark.parametrize(
     ("name", "lines", "message"),
     [
@@ -296,6 +330,10 @@ def test_negatives_are_kept_by_what_they_depend_on(tmp_path: Path, monkeypatch: 
     with torch.no_grad():
         next(iter(model.parameters())).add_(0.1)
     assert calls(settings=dense, model=model) == 1
+    model[1].pooling_mode = "cls"  # the same weights give other vectors
+    assert (calls(settings=dense, model=model), calls(settings=dense, model=model)) == (1, 0)
+    model.max_seq_length = 8
+    assert (calls(settings=dense, model=model), calls(settings=dense, model=model)) == (1, 0)
     changed = replace(data, documents=dict(data.documents) | {"river-0": "another text"})
     assert (calls(data=changed), calls(data=changed)) == (1, 0)
     judged = {"train": data.qrels["train"] | {"q-river": {"river-right": 1, "river-1": 1}}, "test": data.qrels["test"]}

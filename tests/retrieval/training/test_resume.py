@@ -338,5 +338,9 @@ def test_another_training_in_the_folder_is_refused(uninterrupted):
     model, settings = build(kind)
     with torch.no_grad():
         maw_layers(model)[0].query_views[0, 0, 0] += 1
-    with pytest.raises(maw.MAWError, match=r"\(weights .*\): give the same to go on with it, or delete the folder"):
+    with pytest.raises(maw.MAWError, match=r"\(encoder .*\): give the same to go on with it, or delete the folder"):
+        train(model, toy(), folder / "training", settings)
+    model, settings = build(kind)
+    model[1].pooling_mode = "cls"  # the same weights give other vectors
+    with pytest.raises(maw.MAWError, match=r"other settings \(encoder [^;]*\): give the same"):
         train(model, toy(), folder / "training", settings)

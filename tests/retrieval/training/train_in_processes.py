@@ -12,7 +12,7 @@ from toys import SETTINGS, encoder, note_depth_weights, toy
 
 import maw
 from maw.hf.attach import maw_layers
-from maw.retrieval.models import fingerprint
+from maw.retrieval.identity import fingerprint
 from maw.retrieval.training.fine_tuning import train
 from maw.retrieval.training.settings import TrainingSettings
 

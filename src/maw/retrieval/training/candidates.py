@@ -122,7 +122,7 @@ def _given(
     if not files:
         raise MAWError(
             f"negatives of the source given come from files, but none is named and {dataset.name} has none: name "
-            "triples or rankings in `files`"
+            "triples or rankings (--negative-files, or `files` of NegativeSettings)"
         )
     if settings.has_margin and model is None:
         raise MAWError("a margin needs scores, and given negatives have none: give a model, or no margin")

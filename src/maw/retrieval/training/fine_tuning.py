@@ -28,7 +28,7 @@ from maw.hf.attach import carried, maw_layers
 from maw.hf.calibration import calibrating
 from maw.progress import showing
 from maw.retrieval.evaluation.development import METRIC, DevEvaluator
-from maw.retrieval.models import fingerprint
+from maw.retrieval.identity import encoder_fingerprint
 from maw.retrieval.training.batches import Batches, TrainingTexts
 from maw.retrieval.training.checkpoints import (
     check_identity,
@@ -208,11 +208,13 @@ def _identity(
     for row in batches.texts.rows:
         data.update("\0".join(row).encode())
     packages = ("torch", "transformers", "sentence-transformers", "maw-attention")
+    no_part = ("save_steps", "negative_files")  # what is in the files is in the rows
     return {
-        "settings": {name: value for name, value in asdict(settings).items() if name != "save_steps"},
-        "weights": fingerprint(model),
+        "settings": {name: value for name, value in asdict(settings).items() if name not in no_part},
+        "encoder": encoder_fingerprint(model),
         "maw": [layer.config.to_dict() for layer in carried(model)],
         "data": [data.hexdigest(), dict(dataset.checksums)],
+        "drop_own": dataset.drop_own,
         "processes": batches.processes,
         "device": model.device.type,
         **{name: _version(name) for name in packages},

@@ -57,5 +57,7 @@ def write_model_card(
         lines.append("|---|" + "---|" * len(means))
         lines.append("| | " + " | ".join(f"{value:.4f}" for value in means.values()) + " |")
         lines.append("")
-    lines += ["## Settings", "", "```json", json.dumps({"training": dict(settings), "maw": maw}, indent=1), "```", ""]
+    # of files the card has their names, not where they were
+    shown = json.dumps({"training": dict(settings), "maw": maw}, indent=1, default=lambda file: file.name)
+    lines += ["## Settings", "", "```json", shown, "```", ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")

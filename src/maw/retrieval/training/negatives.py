@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from maw.retrieval.data.dataset import RetrievalDataset
 
-__all__ = ["NegativeSettings", "Negatives", "mine"]
+__all__ = ["NegativeSettings", "Negatives", "file_checksum", "mine"]
 
 VERSION = 1
 TEXTS_REMEMBERED = 200_000
@@ -182,7 +182,7 @@ def _identity(
     settings: NegativeSettings,
     model: SentenceTransformer | None,
 ) -> dict[str, Any]:
-    from maw.retrieval.models import fingerprint
+    from maw.retrieval.identity import encoder_fingerprint
 
     queries = {query: dataset.queries[query] for query in judged}
     rows = {query: json.dumps(dict(row)) for query, row in judged.items()}
@@ -193,14 +193,15 @@ def _identity(
         "queries": content_checksum(queries),
         "judgements": content_checksum(rows),
         "drop_own": dataset.drop_own,
-        "settings": {**asdict(settings), "files": [_file_checksum(file) for file in files]},
+        "settings": {**asdict(settings), "files": [file_checksum(file) for file in files]},
     }
     if model is not None and settings.source != "bm25":
-        identity["model"] = [fingerprint(model), model.max_seq_length, model.similarity_fn_name, dict(model.prompts)]
+        identity["model"] = [encoder_fingerprint(model), model.max_seq_length]
     return json.loads(json.dumps(identity))
 
 
-def _file_checksum(file: Path) -> str:
+def file_checksum(file: Path) -> str:
+    """SHA-256 of a file of negatives; MAWError where it is not there."""
     if not file.is_file():
         raise MAWError(f"wanted the file of negatives {file}, but it is not there: check the path")
     with file.open("rb") as opened:

@@ -37,16 +37,23 @@ def find_negatives(
     Args:
         dataset: needs a train split.
         settings: where negatives come from, and how many.
-        model: finds those of "model", as it is now.
+        model: finds those of "model", and scores given ones where there is a margin, as it is now.
         cache: the folder they are kept in; of several processes the first finds them.
     """
     if not settings.hard_negatives:
         return None
     source = "dense" if settings.negatives == "model" else settings.negatives
-    wanted = NegativeSettings(source=source, per_query=settings.hard_negatives, depth=max(200, settings.hard_negatives))
+    wanted = NegativeSettings(
+        source=source,
+        per_query=settings.hard_negatives,
+        depth=max(200, settings.hard_negatives),
+        relative_margin=settings.negative_margin,
+        files=settings.negative_files,
+    )
+    by_model = source == "dense" or (source == "given" and wanted.has_margin)
     model.max_seq_length = settings.max_length
     with first_process_first(model.device):
-        return mine(dataset, wanted, model=model if source == "dense" else None, cache=cache)
+        return mine(dataset, wanted, model=model if by_model else None, cache=cache)
 
 
 def with_negatives(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from maw.errors import MAWError
@@ -20,7 +21,10 @@ class TrainingSettings:
         mini_batch_size: so many texts a forward, the gradient of the whole batch (GradCache); None is one forward.
         positives_per_query: at most so many relevant documents a query, chosen by the seed; None takes all.
         hard_negatives: so many hard negatives a pair (`rows` says what happens where there are fewer).
-        negatives: where they come from: BM25, the model as it is before training, or files given with the data.
+        negatives: where they come from: BM25, the model as it is before training, or files ("given").
+        negative_margin: they score at least this share less than the query's best-scored relevant document, by BM25 or
+            by the model as it is before training; None asks for no distance.
+        negative_files: the files of "given" (`NegativeSettings.files`); none takes those that came with the data.
         dev_documents: what the dev split is searched in during training.
         save_steps: save a checkpoint after every so many steps too, not after every epoch alone.
         seed: of every draw: order, dropout, depth noise, positives, negatives that are missing, dev documents.
@@ -37,6 +41,8 @@ class TrainingSettings:
     positives_per_query: int | None = None
     hard_negatives: int = 0
     negatives: Literal["bm25", "model", "given"] = "bm25"
+    negative_margin: float | None = None
+    negative_files: tuple[Path, ...] = ()
     dev_documents: int = 2000
     gradient_checkpointing: bool = False
     save_steps: int | None = None
@@ -54,6 +60,19 @@ class TrainingSettings:
             raise MAWError(f"hard_negatives must be 0 or more, got {self.hard_negatives}")
         if self.negatives not in ("bm25", "model", "given"):
             raise MAWError(f"negatives must be bm25, model or given, got {self.negatives!r}")
+        self._check_negatives()
         for name in ("learning_rate", "similarity_scale"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise MAWError(f"{name} must be above 0, got {getattr(self, name)}")
+
+    def _check_negatives(self) -> None:
+        margin = self.negative_margin
+        if margin is not None and not (math.isfinite(margin) and margin >= 0):
+            raise MAWError(f"negative_margin must be 0 or more, got {margin}: it is a share of a score")
+        if self.negative_files and self.negatives != "given":
+            raise MAWError(f'negative_files are for negatives "given", got "{self.negatives}": name one source of them')
+        if not self.hard_negatives and (margin is not None or self.negative_files):
+            raise MAWError(
+                "negative_margin and negative_files choose hard negatives, but hard_negatives is 0: say how many of "
+                "them a pair gets"
+            )

@@ -21,8 +21,8 @@ import torch
 from maw.errors import MAWError
 from maw.retrieval.aside import check_file, read_json, refuse_writing, remove_parts
 from maw.retrieval.data.corpus_file import CorpusFile
+from maw.retrieval.identity import document_prompt, encoder_fingerprint, is_normalised
 from maw.retrieval.processes import own_share
-from maw.retrieval.vectors.identity import document_prompt, encoder_fingerprint, is_normalised
 from maw.retrieval.vectors.plan import Plan, begun_files, settle, shard_file
 from maw.retrieval.vectors.shard_encoder import Finished, Pace, ShardEncoder
 

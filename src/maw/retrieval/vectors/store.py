@@ -106,7 +106,7 @@ class VectorStore:
         Raises:
             MAWError: it is another one; both fingerprints are named.
         """
-        from maw.retrieval.vectors.identity import encoder_fingerprint
+        from maw.retrieval.identity import encoder_fingerprint
 
         found, wanted = encoder_fingerprint(model), self.plan.model["fingerprint"]
         if found != wanted:

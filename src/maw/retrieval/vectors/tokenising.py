@@ -23,7 +23,7 @@ import numpy as np
 
 from maw.errors import MAWError
 from maw.retrieval.data.corpus_file import Block
-from maw.retrieval.vectors.identity import document_prompt
+from maw.retrieval.identity import document_prompt
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -1,5 +1,7 @@
 """What makes an encoder's vectors: a fingerprint of its weights, its configuration and its tokenizer.
 
+Vectors, negatives, trainings and benchmarks that are on the disk are known by it.
+
 Two encoders with one fingerprint give the same vectors up to rounding. What has no part in that (where the model was
 loaded from, which version of Transformers wrote it, to how many tokens a text is cut) is not in it.
 """
@@ -11,13 +13,14 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from maw.hf.attach import carried
-from maw.retrieval.models import fingerprint
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["document_prompt", "encoder_fingerprint", "is_normalised"]
+__all__ = ["document_prompt", "encoder_fingerprint", "fingerprint", "is_normalised"]
 
 IRRELEVANT = frozenset(
     {
@@ -29,6 +32,15 @@ IRRELEVANT = frozenset(
 
 ADAPTER = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 """What an adapter does beside its weights."""
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """sha256 over the names, shapes, types and bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def encoder_fingerprint(model: SentenceTransformer) -> str:
