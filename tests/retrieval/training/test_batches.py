@@ -11,7 +11,7 @@ from toys import SETTINGS, encoder, toy
 
 import maw
 from maw.retrieval.data.dataset import RetrievalDataset
-from maw.retrieval.training.batches import Batches, Collator, TrainingTexts, chained
+from maw.retrieval.training.batches import Batches, Collator, TrainingTexts, _Batch, chained
 from maw.retrieval.training.fine_tuning import train
 from maw.retrieval.training.rows import with_negatives
 from maw.retrieval.training.settings import TrainingSettings
@@ -63,6 +63,16 @@ def test_an_epoch_takes_every_pair_once_in_an_order_of_its_own():
     assert [row for batch in Batches(pairs(10, 1), 4, seed=1) for row in batch] != orders[0]
     reordered = TrainingTexts(batches.texts.queries, batches.texts.documents, batches.texts.rows[::-1])
     assert [9 - row for batch in Batches(reordered, 4, seed=0) for row in batch] == orders[0], "ids decide, not files"
+
+
+def test_a_full_batch_does_not_go_through_the_order_again(monkeypatch):
+    filled, fill = [], _Batch.fill
+    monkeypatch.setattr(_Batch, "fill", lambda batch, rows: filled.append(len(rows)) or fill(batch, rows))
+    batches = list(Batches(pairs(50, 1), 5, seed=0))
+    assert [len(batch) for batch in batches] == [5] * 10
+    assert max(filled) == 1, "else an epoch's time grows with the square of its pairs"
+    list(Batches(texts_of([("q0", f"d{n}") for n in range(6)] + [("q1", "e1"), ("q2", "e2")]), 2, seed=0))
+    assert max(filled) == 8, "rows come again where they are wanted"
 
 
 def test_several_processes_see_the_batches_of_one():

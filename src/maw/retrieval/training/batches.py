@@ -116,7 +116,8 @@ class Batches(BatchSampler):
             waiting = batch.fill(waiting)
             while batch.wants and (row := next(fresh, None)) is not None:
                 waiting += batch.fill([row])
-            batch.fill(order)
+            if batch.wants:  # else the whole order would be copied for nothing
+                batch.fill(order)
             found = len(batch.rows)
             if found < self.processes:
                 raise MAWError(
