@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from maw.benchmark.statistics import check_share
+from maw.benchmark.statistics import check_share, scaled_interval
 from maw.errors import MAWError
 
 __all__ = ["mean_intervals"]
@@ -18,7 +18,7 @@ _BLOCK = 4_000_000  # numbers at a time: bounds the memory to some 100 MB
 def mean_intervals(
     matrices: Sequence[NDArray[np.float64]], *, level: float = 0.95, samples: int = 2_000, seed: int = 0
 ) -> list[tuple[float, float]]:
-    """Percentile bootstrap intervals of the means of several matrices (seeds, queries), over queries and seeds.
+    """Bootstrap intervals of the means of several matrices (seeds, queries), over queries and seeds.
 
     For each matrix alone it is `maw.benchmark.statistics.bootstrap_interval`, with other random numbers. All matrices
     share the draws of queries, so that many columns of a table cost little more than one.
@@ -60,5 +60,4 @@ def mean_intervals(
             seeds = len(matrix)
             weight = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size) / seeds
             means[place, begin : begin + size] = (weight * of_rows[:, ends[place] : ends[place + 1]]).sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=1)
-    return list(zip(low.tolist(), high.tolist(), strict=True))
+    return [scaled_interval(own, matrix, level) for own, matrix in zip(means, matrices, strict=True)]

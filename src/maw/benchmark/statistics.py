@@ -24,6 +24,7 @@ __all__ = [
     "check_share",
     "holm",
     "paired_randomisation_test",
+    "scaled_interval",
     "smallest_detectable_difference",
     "standard_error",
 ]
@@ -152,9 +153,20 @@ def bootstrap_interval(
         averaged = weight @ matrix  # (samples, queries): over the drawn seeds
         drawn = rng.integers(queries, size=(size, queries))
         means[begin : begin + size] = np.take_along_axis(averaged, drawn, axis=1).mean(axis=1)
+    return scaled_interval(means, matrix, level)
+
+
+def scaled_interval(means: NDArray[np.float64], matrix: NDArray[np.float64], level: float) -> tuple[float, float]:
+    """The interval between quantiles of bootstrap means, scaled to the standard error as `bootstrap_interval` says.
+
+    Args:
+        means: samples of the mean of `matrix`.
+        matrix: (seeds, queries).
+        level: the share of the samples inside the interval.
+    """
     spread = means.std()
-    means = matrix.mean() + (means - means.mean()) * (standard_error(matrix) / spread if spread > 0 else 1.0)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    factor = standard_error(matrix) / spread if spread > 0 else 1.0
+    low, high = matrix.mean() + (np.quantile(means, [(1 - level) / 2, (1 + level) / 2]) - means.mean()) * factor
     return float(low), float(high)
 
 
