@@ -3,13 +3,15 @@
     python benchmarks/training.py [--device cuda] [--output FILE.json] [--commit COMMIT]
     torchrun --nproc-per-node 2 benchmarks/training.py --device cuda    # in several processes
     python benchmarks/training.py --device cuda --resume [--deterministic]
+    python benchmarks/training.py --device cuda --twins    # what MAW adds to a training's time
 
 The packaged MiniLM on pydocs, trained as `maw train` does it, with MAW in the last layer. First the pairs a second and
 the peak memory of one batch size with and without mini-batches, and of a batch that is large, start and evaluation
 included; several processes get as many times the pairs. Then (`--resume`, in one process) the same training three
 times, once stopped twice by SIGKILL and started again: the weights must be the same bytes. On a CUDA device that needs
 kernels that give the same twice: `--deterministic` asks PyTorch for such, and the line "twice, never stopped" says
-whether they do.
+whether they do. Or (`--twins`) whole trainings with MAW and without in turn, of MiniLM and of an encoder of BERT-base's
+size with random weights, start and evaluation included: seconds of each, and the ratio of their medians.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import hashlib
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,6 +32,8 @@ from typing import Any
 import torch
 from measuring import add_arguments, finish
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from transformers import BertConfig, BertModel
 
 import maw
 from maw.benchmark.resources import Cost, measure
@@ -122,10 +127,42 @@ def resume(device: torch.device, *, deterministic: bool) -> dict[str, bool]:
     return found
 
 
+TWINS = {"MiniLM": (6, 64), "BERT-base, random weights": (2, 64)}
+"""Epochs and pairs a batch."""
+ROUNDS = 3
+
+
+def twins(device: torch.device, encoder: str) -> dict[str, dict[str, Any]]:
+    """Trainings of an encoder as it is and with MAW, in turn; the first of each warms up and does not count."""
+    data, found = load_dataset("pydocs"), {}
+    for name, (epochs, batch) in TWINS.items():
+        settings = TrainingSettings(epochs=epochs, batch_size=batch)
+        seconds: dict[str, list[float]] = {"dense": [], "MAW": []}
+        for turn in range(1 + ROUNDS):
+            for kind, kept in seconds.items():
+                model = load_encoder(encoder, device=device, max_length=settings.max_length)
+                if name != "MiniLM":
+                    torch.manual_seed(0)
+                    model[0].model = BertModel(BertConfig(vocab_size=len(model.tokenizer))).to(device)
+                    model[1] = Pooling(768, pooling_mode="mean").to(device)
+                if kind == "MAW":
+                    maw.attach(model, maw.MAWConfig())
+                with tempfile.TemporaryDirectory() as folder, measure(device) as cost:
+                    train(model, data, Path(folder), settings)
+                if turn:
+                    kept.append(cost.seconds)
+        ratio = statistics.median(seconds["MAW"]) / statistics.median(seconds["dense"])
+        found[name] = {"epochs": epochs, "batch": batch, "seconds": seconds, "MAW / dense": ratio}
+        print(f"{name}: {ratio:.3f} times the time, {seconds}", flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--twins", action="store_true")
+    parser.add_argument("--model", default="packaged", help="MiniLM's folder, for --twins")
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--stop", type=int, default=0, help=argparse.SUPPRESS)
@@ -135,7 +172,7 @@ def main() -> None:
     if arguments.child is not None:
         child(arguments.child, device, arguments.stop, deterministic=arguments.deterministic)
         return
-    results: dict[str, Any] = {"speed": speed(device)}
+    results: dict[str, Any] = {"twins": twins(device, arguments.model)} if arguments.twins else {"speed": speed(device)}
     if arguments.resume:
         results["resume"] = resume(device, deterministic=arguments.deterministic)
     if process_index() == 0:
