@@ -353,3 +353,45 @@ def test_the_whole_loss_of_a_group_of_one_by_hand(advantage):
     # ratio 2, advantage -.75 - .25 = -1: not clipped; value (1/4 + 3/4) squared
     assert found.policy_loss.item() == pytest.approx(2.0)
     assert found.loss.item() == pytest.approx(2.0 + 0.5)
+
+
+def test_baselines_of_depths_by_hand():
+    """Depth 0 was drawn three times, depth 2 once: its only sample is its own baseline."""
+    index = torch.tensor([[0, 1], [0, 2], [1, 0]])
+    found = grpo.depth_baselines(rows([1.0, 10.0], [2.0, 7.0], [20.0, 6.0]), index, 4)
+    torch.testing.assert_close(found, rows([4.0, 20.0], [3.5, 7.0], [10.0, 1.5]))
+
+
+def test_a_reward_that_all_texts_share_teaches_nothing_above_the_baselines_of_depths():
+    """Worth of a depth = common part + a text's own: the advantages are those of the own part alone."""
+    generator = torch.Generator().manual_seed(0)
+    common = 100 * torch.rand(4, generator=generator, dtype=torch.float64)
+    own = torch.rand(50, 4, generator=generator, dtype=torch.float64)
+    index = torch.arange(4).expand(50, -1)
+    weights = {"auxiliary_weight": 1.0, "value_weight": 0.0, "kl_weight": 0.0, "entropy_weight": 0.0, "clip": 0.2}
+    start = torch.randn(50, 4, generator=generator, dtype=torch.float64)
+
+    def gradient(reward: torch.Tensor, *, baseline: bool) -> torch.Tensor:
+        logits = start.clone().requires_grad_()
+        before, value = grpo.log_probability(start, index), torch.zeros(50)
+        settings = {"advantage": "none", "depth_baseline": baseline, **weights}
+        grpo.group_loss(logits, value, index, reward, before, **settings).loss.sum().backward()
+        return logits.grad
+
+    found = gradient(common + own, baseline=True)
+    torch.testing.assert_close(found, gradient(own, baseline=True), rtol=0, atol=1e-10)
+    assert (found - gradient(common + own, baseline=False)).abs().max() > 1
+    # leaving a text out of its baseline is n / (n - 1) times the distance from the mean of all
+    worth = (own - own.mean(dim=0)) * 50 / 49
+    torch.testing.assert_close(found, gradient(worth, baseline=False), rtol=0, atol=1e-10)
+
+
+def test_a_group_of_one_has_no_baseline_of_depths():
+    weights = {"auxiliary_weight": 1.0, "value_weight": 0.5, "kl_weight": 0.0, "entropy_weight": 0.0, "clip": 0.2}
+    index, before = torch.tensor([[0], [0]]), rows([0.0], [0.0])
+    reward, value, logits = rows([1.0], [2.0]), rows([0.25, 0.5])[0], QUARTERS.expand(2, -1)
+    one, other = (
+        grpo.group_loss(logits, value, index, reward, before, advantage="none", depth_baseline=baseline, **weights)
+        for baseline in (False, True)
+    )
+    assert one.loss.equal(other.loss)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,11 @@ def work(asked: argparse.Namespace) -> None:
 
     quiet()
     device = torch.device(asked.device)
-    longest: dict[tuple[str, int], float] = collections.defaultdict(float)
+    longest: dict[tuple[Any, ...], float] = collections.defaultdict(float)
+    for row in results(asked.output, asked.earlier):
+        if "seconds" in row:
+            kind = _kind(row["run"])
+            longest[kind] = max(longest[kind], sum(row["seconds"].values()))
     wanted = [name for name in plan.PHASES if name in asked.phases.split(",")]
     while time.time() < asked.until:
         taken, open_phases = next_run(asked, wanted)
@@ -108,7 +113,8 @@ def work(asked: argparse.Namespace) -> None:
                 return
             time.sleep(0.5)
             continue
-        guess = longest[taken.train, taken.epochs] or 20.0
+        kind = _kind(asdict(taken))
+        guess = longest[kind] or 60.0
         if time.time() + guess > asked.until:
             (asked.output / "claims" / taken.name).unlink(missing_ok=True)
             return
@@ -118,7 +124,12 @@ def work(asked: argparse.Namespace) -> None:
         except Exception:
             what = {"name": taken.name, "run": asdict(taken), "failed": traceback.format_exc()}
             (asked.output / "runs" / f"{taken.name}.failed").write_text(json.dumps(what, indent=1))
-        longest[taken.train, taken.epochs] = max(longest[taken.train, taken.epochs], time.time() - start)
+        longest[kind] = max(longest[kind], time.time() - start)
+
+
+def _kind(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Runs that take about as long."""
+    return run["train"], run["epochs"], run["batch_size"], run["variant"].startswith("maw")
 
 
 def next_run(asked: argparse.Namespace, wanted: list[str]) -> tuple[plan.Run | None, bool]:

@@ -2,7 +2,8 @@
 
 tuning      dense twins: learning rate, epochs, batch; one seed that no other run has
 recipes     candidates for MAW's default, on two training sets
-default     the one that is best on dev, of those whose selection works, beside dense twins and controls, on every set
+default     the one that is best on dev, of those whose selection works, beside dense twins, on every set
+controls    what is to be told apart from it, on every set, with the settings of the one that was chosen first
 scratch     a small encoder that was never trained: its twin's learning rate, then MAW
 options     changes of that recipe, on two training sets
 best        the options that were best on dev, on every training set
@@ -20,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from data import DOMAINS
-from recipes import BEGUN_OPTIONS, OPTIONS, RECIPES, matched_dropout
+from recipes import BEGUN_OPTIONS, FIRST_CHOICE, OPTIONS, RECIPES, matched_dropout
 
 __all__ = ["PHASES", "RESTS_ON", "Run", "Unfinished", "chosen", "dev", "phase", "tuned", "working"]
 
@@ -28,11 +29,12 @@ SETS = (*DOMAINS, "mixed")
 SEEDS = range(5)
 TUNING_SEED = 1000
 CONTROLS = ("static", "ia3-key", "linear-gate", "random", "literal", "logit-dropout")
-PHASES = ("tuning", "recipes", "default", "scratch", "options", "best", "main")
+PHASES = ("tuning", "recipes", "default", "controls", "options", "scratch", "best", "main")
 RESTS_ON: dict[str, set[str]] = {
     "tuning": set(),
     "recipes": {"tuning"},
     "default": {"tuning", "recipes"},
+    "controls": {"tuning"},
     "scratch": {"recipes"},
     "options": {"tuning", "recipes"},
     "best": {"tuning", "recipes", "options"},
@@ -91,6 +93,7 @@ def phase(name: str, results: Results, *, strict: bool = False) -> list[Run]:
         "tuning": _tuning,
         "recipes": _recipes,
         "default": _default,
+        "controls": _controls,
         "options": _options,
         "main": _main,
         "best": _best,
@@ -188,15 +191,27 @@ def _works(cells: Mapping[Any, Sequence[Mapping[str, Any]]]) -> bool:
 
 def _default(results: Results) -> Iterable[Run]:
     option = chosen(results)
-    recipe = RECIPES[option]
-    pairs = ("dense-full", "maw-full", "dense-lora", "maw-lora")
+    yield from _pairs(results, option)
+    others = [name for name in RECIPES if name != option]
+    yield from _finished([run for name in others for run in _pairs(results, name)], results)
+
+
+def _pairs(results: Results, option: str) -> Iterable[Run]:
+    """A recipe and its twins, the long ones first."""
+    sets = ("mixed", "tldr-commands", "nfcorpus", "pydocs", "nq-qed")
+    for train, seed, variant in itertools.product(sets, SEEDS, ("dense-lora", "maw-lora", "dense-full", "maw-full")):
+        settings = tuned(results, train, variant.rpartition("-")[2])
+        recipe = {} if variant.startswith("dense") else {"maw": RECIPES[option], "option": option}
+        yield Run("default", train, variant, seed, **settings, **recipe)
+
+
+def _controls(results: Results) -> Iterable[Run]:
+    recipe = RECIPES[FIRST_CHOICE]
     controls = tuple(name for name in CONTROLS if name != "literal")  # which has settings of its own
-    for variants in (pairs, controls):
-        for seed, train, variant in itertools.product(SEEDS, SETS, variants):
-            settings = tuned(results, train, "lora" if variant.endswith("lora") else "full")
-            matched = {"logit_dropout": matched_dropout(recipe)} if variant == "logit-dropout" else {}
-            maw = {} if variant.startswith("dense") else {**recipe, **matched}
-            yield Run("default", train, variant, seed, **settings, maw=maw, option=option if maw else "")
+    for seed, train, variant in itertools.product(SEEDS, SETS, controls):
+        matched = {"logit_dropout": matched_dropout(recipe)} if variant == "logit-dropout" else {}
+        settings = tuned(results, train, "full")
+        yield Run("default", train, variant, seed, **settings, maw={**recipe, **matched}, option=FIRST_CHOICE)
 
 
 def _scratch(results: Results) -> Iterable[Run]:
@@ -236,7 +251,7 @@ def _options(results: Results) -> Iterable[Run]:
     ]
     yield from _finished(begun, results)
     recipe = RECIPES[chosen(results)]
-    for seed, train in itertools.product(OPTIONS_SEEDS, OPTIONS_ON):
+    for train, seed in itertools.product(OPTIONS_ON, OPTIONS_SEEDS):
         settings = tuned(results, train, "full")
         yield Run("options", train, "dense-full", seed, **settings)
         for option, changes in {"the default": {}, **OPTIONS}.items():

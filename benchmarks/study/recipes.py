@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["BEGAN", "BEGUN_OPTIONS", "OPTIONS", "RECIPES", "matched_dropout"]
+__all__ = ["BEGAN", "BEGUN_OPTIONS", "FIRST_CHOICE", "OPTIONS", "RECIPES", "matched_dropout"]
 
 BEGAN: dict[str, Any] = {
-    "tau": 5.0, "kl_weight": 0.0, "auxiliary_weight": 0.003, "learning_rate": 1e-3, "calibrate": False,
+    "tau": 5.0, "noise": 1.0, "kl_weight": 0.0, "auxiliary_weight": 0.003, "learning_rate": 1e-3, "reward": "entropy",
+    "calibrate": False, "depth_baseline": False,
 }  # fmt: skip
 
 GENTLE: dict[str, Any] = {"tau": 10.0, "kl_weight": 1.0}
@@ -18,6 +19,9 @@ INFORMED: dict[str, Any] = {"kl_weight": 1.0, "learning_rate": 3e-4, "auxiliary_
 """A selector that begins calibrated and stays near uniform."""
 CLOSE: dict[str, Any] = {"tau": 1.0, "noise": 0.05}
 """Weights that follow the policy, and are as calm in training as at tau 20."""
+
+RELATIVE: dict[str, Any] = {**INFORMED, "tau": 1.0, "noise": 0.1, "depth_baseline": True}
+"""One that learns what a depth is worth to a text more than to others, as calm in training as the gentle ones."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     "gentle 3e-4": {**GENTLE, "learning_rate": 3e-4},
@@ -34,8 +38,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     "informed, tau 1, noise .05, KL 2": {**INFORMED, **CLOSE, "kl_weight": 2.0},
     "informed, tau 1, noise .05, retrieval": {**INFORMED, **CLOSE, "reward": "retrieval"},
     "informed, tau 1, noise .05, no reward": {**INFORMED, **CLOSE, "auxiliary_weight": 0.0},
+    "relative": RELATIVE,
+    "relative, reward .1": {**RELATIVE, "auxiliary_weight": 0.1},
+    "relative, reward .1, KL .3": {**RELATIVE, "auxiliary_weight": 0.1, "kl_weight": 0.3},
+    "relative, retrieval": {**RELATIVE, "reward": "retrieval"},
 }
-"""Gentle ones, and ones whose selector begins calibrated and whose weights follow it more or less closely."""
+"""Gentle ones, ones whose selector begins calibrated and whose weights follow it more or less closely, and such whose
+rewards are relative to what their depth is worth on the whole."""
+
+FIRST_CHOICE = "gentle 1e-4, reward .03"
+"""The default of the study's second round, chosen before there were relative ones; controls have its settings."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "no reward": {"auxiliary_weight": 0.0},
@@ -46,6 +58,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "KL .3": {"kl_weight": 0.3},
     "KL 3": {"kl_weight": 3.0},
     "not calibrated": {"calibrate": False},
+    "no baseline of depths": {"depth_baseline": False},
     "tau 10, noise 1": {"tau": 10.0, "noise": 1.0},
     "tau 1, noise .3": {"tau": 1.0, "noise": 0.3},
     "tau from 10": {"tau_start": 10.0},
@@ -90,6 +103,6 @@ def matched_dropout(recipe: dict[str, Any]) -> float:
     At tau 5 and noise 1 depth noise has .0129 of the mean square logit as variance (`maw.benchmark.variants`), which
     goes with (noise / tau)^2; dropout of a share p has p / (1 - p).
     """
-    settings = {"noise": 1.0, **BEGAN, **recipe}
+    settings = {**BEGAN, **recipe}
     variance = 0.0129 * (5 * settings["noise"] / settings["tau"]) ** 2
     return round(variance / (1 + variance), 6)

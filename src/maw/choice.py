@@ -122,12 +122,16 @@ def rollout_loss(
     reward, depth_index = rollout.reward, rollout.depth_index
     if config.estimator == "exact":
         policy_loss, clip_share = grpo.exact_policy_loss(logits, reward), None
-        loss = policy_loss + config.value_weight * grpo.value_loss(value, -policy_loss[:, None])
+        loss = policy_loss
+        if config.depth_baseline:
+            baseline = grpo.depth_baselines(reward, depth_index, logits.shape[-1])
+            loss = grpo.exact_policy_loss(logits, reward - baseline)
+        loss = loss + config.value_weight * grpo.value_loss(value, -policy_loss[:, None])
         loss = loss + grpo.regularisation(logits, config.kl_weight, config.entropy_weight)
         loss = config.auxiliary_weight * loss
     else:
         names = ("advantage", "clip", "auxiliary_weight", "value_weight", "kl_weight", "entropy_weight")
-        settings = {name: getattr(config, name) for name in names}
+        settings = {name: getattr(config, name) for name in (*names, "depth_baseline")}
         loss, policy_loss, clip_share = grpo.group_loss(
             logits, value, depth_index, reward, rollout.log_probability, **settings
         )

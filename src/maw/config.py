@@ -36,6 +36,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "tau": 1.0,
         "group_size": 1,
         "advantage": "none",
+        "depth_baseline": False,
         "kl_weight": 0.0,
         "auxiliary_weight": 0.003,
         "learning_rate": 1e-3,
@@ -65,6 +66,8 @@ class MAWConfig:
             alone (`maw.retrieval.training.rollouts`); `"sum"` of both.
         retrieval_weight: weight of the retrieval reward in that sum.
         group_size: G, depth choices sampled per text. With 1 the value network is the baseline.
+        depth_baseline: whether a depth is rewarded by what it is worth to this text more than to the other texts of
+            the forward that drew it (`maw.grpo.depth_baselines`); a group of one does without.
         advantage: scaling of group-relative advantages: `"std"`, `"none"` or `"leave-one-out"`.
         estimator: `"sampled"` (GRPO) or `"exact"`, the gradient over all D arms, which needs no group: `group_size`,
             `advantage` and `clip` then have no effect, and `updates` must be 1.
@@ -107,6 +110,7 @@ class MAWConfig:
     reward: Reward = "entropy"
     retrieval_weight: float = 1.0
     group_size: int = 8
+    depth_baseline: bool = False
     advantage: Advantage = "std"
     estimator: Estimator = "sampled"
     clip: float = 0.2
@@ -150,7 +154,7 @@ class MAWConfig:
         for name in ("tau", "clip"):
             _check_number(name, getattr(self, name), above=0.0)
         self._check_updates()
-        for name in ("train_views", "calibrate"):
+        for name in ("train_views", "depth_baseline", "calibrate"):
             if not isinstance(getattr(self, name), bool):
                 raise MAWError(f"{name} must be True or False, got {getattr(self, name)!r}")
         if self.scale is not None:

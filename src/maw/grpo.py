@@ -21,6 +21,7 @@ from maw.config import Advantage
 __all__ = [
     "GroupLoss",
     "clipped_policy_loss",
+    "depth_baselines",
     "exact_kl",
     "exact_policy_loss",
     "group_advantages",
@@ -65,6 +66,35 @@ def zero_spread(rewards: Float[Tensor, "B G"]) -> Bool[Tensor, " B"]:
     [True, False]
     """
     return rewards.amax(dim=-1) - rewards.amin(dim=-1) < EPSILON
+
+
+def depth_baselines(rewards: Float[Tensor, "B G"], depth_index: Int[Tensor, "B G"], depth: int) -> Float[Tensor, "B G"]:
+    """What a depth is worth on the whole: the mean reward of its other samples in this batch.
+
+        b_g = mean of r_h over samples h with d_h = d_g, without g itself                           (11)
+
+    A sample whose depth nobody else drew is its own baseline, so that nothing is learnt from it. What is left of a
+    reward, r - b, is what a depth is worth to this text more than to others. What all texts prefer needs no selection:
+    a weight that is the same for every text is a factor on the depth's view vectors, which the training loss trains.
+
+    Args:
+        rewards: (B, G).
+        depth_index: the depth of each, (B, G).
+        depth: D.
+
+    Returns:
+        (B, G), detached.
+
+    Source: method.md (11).
+
+    >>> depth_baselines(torch.tensor([[1.0, 5.0], [3.0, 7.0]]), torch.tensor([[0, 1], [0, 2]]), 3).tolist()
+    [[3.0, 5.0], [1.0, 7.0]]
+    """
+    rewards, index = rewards.detach().flatten(), depth_index.flatten()
+    total = rewards.new_zeros(depth).index_add_(0, index, rewards)[index]
+    count = rewards.new_zeros(depth).index_add_(0, index, torch.ones_like(rewards))[index]
+    baseline = torch.where(count > 1, (total - rewards) / (count - 1).clamp(min=1), rewards)
+    return baseline.unflatten(0, depth_index.shape)
 
 
 def group_advantages(
@@ -156,8 +186,12 @@ def group_loss(
     value_weight: float,
     kl_weight: float,
     entropy_weight: float,
+    depth_baseline: bool = False,
 ) -> GroupLoss:
     """auxiliary_weight * (policy + value_weight * value + kl_weight * KL(pi || uniform) - entropy_weight * entropy).
+
+    With `depth_baseline` the advantages are those of the rewards less `depth_baselines`; a group of one has its value
+    as the only baseline. The value network learns the rewards themselves.
 
     >>> depth, r = torch.tensor([[0, 1]]), torch.tensor([[0.0, 1.0]])
     >>> weights = {"auxiliary_weight": 1.0, "value_weight": 0.5, "kl_weight": 0.0, "entropy_weight": 0.0}
@@ -165,7 +199,10 @@ def group_loss(
     >>> group_loss(logits, torch.zeros(1), depth, r, before, advantage="none", clip=0.2, **weights).loss.tolist()
     [0.125]
     """
-    advantages = group_advantages(reward, advantage, value)
+    worth = reward
+    if depth_baseline and reward.shape[-1] > 1:
+        worth = reward - depth_baselines(reward, depth_index, logits.shape[-1])
+    advantages = group_advantages(worth, advantage, value)
     policy_loss, clip_share = clipped_policy_loss(logits, depth_index, advantages, sampled_log_probability, clip=clip)
     loss = policy_loss + value_weight * value_loss(value, reward) + regularisation(logits, kl_weight, entropy_weight)
     return GroupLoss(auxiliary_weight * loss, policy_loss.detach(), clip_share)

@@ -217,6 +217,8 @@ def layer_outcome(config: maw.MAWConfig, masked: bool, dtype=torch.float32) -> d
     ("depth", "masked", "selection", "advantage", "group"),
     [
         (4, False, "gumbel", "std", 8),
+        (4, False, "gumbel", "std", 9),
+        (19, False, "gumbel", "leave-one-out", 9),
         (19, True, "gumbel", "std", 2),
         (19, True, "gumbel", "leave-one-out", 3),
         (4, True, "softmax", "none", 1),
@@ -227,6 +229,7 @@ def test_a_layer_in_one_step_gives_what_it_gives_in_pytorch(monkeypatch, depth, 
     give_both_the_same_noise(monkeypatch, depth, group)
     settings = {"selection": selection, "advantage": advantage, "group_size": group, "tau": 2.0, "kl_weight": 0.2}
     settings["noise"] = 0.3 if group == 3 else 1.0
+    settings["depth_baseline"] = group in (1, 9)
     settings |= {"entropy_weight": 0.1, "auxiliary_weight": 1.0, "value_weight": 0.7, "depth": depth}
     expected, actual = (
         layer_outcome(maw.MAWConfig(kernels=kernels, **settings), masked) for kernels in ("torch", "triton")
@@ -236,7 +239,15 @@ def test_a_layer_in_one_step_gives_what_it_gives_in_pytorch(monkeypatch, depth, 
         torch.testing.assert_close(actual[name], truth, rtol=1e-3, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("changes", [{"estimator": "exact"}, {"selection": "hard"}, {"selection": "uniform"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"estimator": "exact"},
+        {"estimator": "exact", "depth_baseline": True},
+        {"selection": "hard"},
+        {"selection": "uniform"},
+    ],
+)
 def test_a_layer_composed_of_kernels_gives_what_it_gives_in_pytorch(monkeypatch, changes):
     give_both_the_same_noise(monkeypatch, 5, 8)
     outcomes = []

@@ -1,4 +1,6 @@
-"""The entropy reward, the auxiliary loss of sampled groups and its gradient in one launch: `maw.grpo.group_loss`.
+"""The entropy reward, the auxiliary loss of sampled groups and its gradient: `maw.grpo.group_loss`, in one launch.
+
+Baselines of depths take another one before, a program a depth: `maw.grpo.depth_baselines`.
 
 Everything is closed form. With c_m = -ratio_m A_m / G where the clip lets it through, else 0, and l = log pi,
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,9 +29,48 @@ SMALL_SPREAD = tl.constexpr(EPSILON)
 
 
 @triton.jit
+def _depth_baseline(
+    ledger,
+    entropy,
+    baseline,
+    stride,
+    samples,
+    HEADS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One depth: look for its samples twice, for their sum and to write each the mean of the others."""
+    depth, place = tl.program_id(0), tl.arange(0, BLOCK)
+    total, count = tl.full((), 0.0, tl.float32), tl.full((), 0.0, tl.float32)
+    for start in range(0, samples, BLOCK):
+        own, r = _rewards_of(ledger, entropy, depth, start + place, stride, samples, HEADS, DEPTH, GROUP)
+        total += tl.sum(r, axis=0)
+        count += tl.sum(tl.where(own, 1.0, 0.0), axis=0)
+    for start in range(0, samples, BLOCK):
+        own, r = _rewards_of(ledger, entropy, depth, start + place, stride, samples, HEADS, DEPTH, GROUP)
+        others = tl.where(count > 1, (total - r) / tl.maximum(count - 1, 1.0), r)
+        tl.store(baseline + start + place, others, mask=own)
+
+
+@triton.jit
+def _rewards_of(
+    ledger, entropy, depth, sample, stride, samples, HEADS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr
+):
+    text, member = (sample // GROUP).to(tl.int64), sample % GROUP
+    index = tl.load(ledger + text * stride + 3 * DEPTH + GROUP + member, mask=sample < samples, other=-1.0)
+    own = index.to(tl.int32) == depth
+    r = tl.zeros_like(index)
+    for head in range(HEADS):
+        r -= tl.load(entropy + (text * HEADS + head) * GROUP + member, mask=own, other=0.0)
+    return own, r / HEADS
+
+
+@triton.jit
 def _group_loss(
     ledger,
     entropy,
+    baseline,
     stride,
     clip,
     auxiliary_weight,
@@ -55,10 +97,13 @@ def _group_loss(
     tl.store(of_group + 2 * GROUP, r, mask=there)
     predicted = tl.load(single)
     mean = tl.sum(r, axis=0) / GROUP
-    highest = tl.max(tl.where(there, r, -float("inf")), axis=0)
-    lowest = tl.min(tl.where(there, r, float("inf")), axis=0)
+    worth = r
+    if baseline is not None:
+        worth -= tl.load(baseline + text * GROUP + member, mask=there, other=0.0)
+    highest = tl.max(tl.where(there, worth, -float("inf")), axis=0)
+    lowest = tl.min(tl.where(there, worth, float("inf")), axis=0)
     # equal rewards have no advantage at all; their mean may be off by a rounding
-    advantage = tl.where(highest > lowest, tl.where(there, r - mean, 0.0), 0.0)
+    advantage = tl.where(highest > lowest, tl.where(there, worth - tl.sum(worth, axis=0) / GROUP, 0.0), 0.0)
     if GROUP == 1:
         advantage = tl.where(there, r - predicted, 0.0)
     elif ADVANTAGE == "leave-one-out":
@@ -96,6 +141,14 @@ def _group_loss(
 
 
 @lru_cache(PLANS)
+def _plan_of_baseline(texts: int, heads: int, depth: int, group: int, stride: int) -> Plan:
+    samples = texts * group
+    block = min(1024, triton.next_power_of_2(samples))
+    constants = {"HEADS": heads, "DEPTH": depth, "GROUP": group, "BLOCK": block}
+    return Plan(_depth_baseline, (depth, 1, 1), (stride, samples), **constants)
+
+
+@lru_cache(PLANS)
 def _plan(
     texts: int, heads: int, depth: int, group: int, stride: int, weights: tuple[float, ...], advantage: Advantage
 ) -> Plan:
@@ -125,4 +178,8 @@ def write_group_loss(ledger: Ledger, entropy: Tensor, heads: int, config: MAWCon
     """
     weights = (config.clip, config.auxiliary_weight, config.value_weight, config.kl_weight, config.entropy_weight)
     rows, depth, group = ledger
-    _plan(len(rows), heads, depth, group, rows.stride(0), weights, config.advantage)(rows, entropy)
+    sizes, baseline = (len(rows), heads, depth, group, rows.stride(0)), None
+    if config.depth_baseline and group > 1:
+        baseline = torch.empty(len(rows) * group, dtype=rows.dtype, device=rows.device)
+        _plan_of_baseline(*sizes)(rows, entropy, baseline)
+    _plan(*sizes, weights, config.advantage)(rows, entropy, baseline)
