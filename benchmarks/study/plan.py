@@ -3,9 +3,9 @@
 tuning      dense twins: learning rate, epochs, batch; one seed that no other run has
 recipes     candidates for MAW's default, on two training sets
 default     the one that is best on dev, of those whose selection works, beside dense twins, on every set
+options     changes of that recipe, on one training set
 controls    what is to be told apart from it, on every set, with the settings of the one that was chosen first
 scratch     a small encoder that was never trained: its twin's learning rate, then MAW
-options     changes of that recipe, on two training sets
 best        the options that were best on dev, on every training set
 main        the default as the study began, and controls beside it
 """
@@ -29,7 +29,7 @@ SETS = (*DOMAINS, "mixed")
 SEEDS = range(5)
 TUNING_SEED = 1000
 CONTROLS = ("static", "ia3-key", "linear-gate", "random", "literal", "logit-dropout")
-PHASES = ("tuning", "recipes", "default", "controls", "options", "scratch", "best", "main")
+PHASES = ("tuning", "recipes", "default", "options", "controls", "scratch", "best", "main")
 RESTS_ON: dict[str, set[str]] = {
     "tuning": set(),
     "recipes": {"tuning"},
@@ -42,7 +42,7 @@ RESTS_ON: dict[str, set[str]] = {
 }
 LEARNING_RATES = {"full": (2e-5, 5e-5, 1e-4, 2e-4), "lora": (2e-4, 5e-4, 1e-3, 2e-3)}
 RECIPES_ON = (("nfcorpus", "maw-full"), ("pydocs", "maw-full"), ("pydocs", "maw-lora"))
-OPTIONS_ON = ("pydocs", "mixed")
+OPTIONS_ON = ("pydocs",)
 OPTIONS_SEEDS = (10, 11, 12)
 LEAST_ALIVE, LEAST_INFORMATION, LARGEST_GAP = 0.5, 0.01, 0.001
 """What a selection that works has on dev: a share of the depths, nat in its weights, nDCG@10 of its gap."""

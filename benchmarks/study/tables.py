@@ -15,13 +15,13 @@ import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from data import DOMAINS, POOL
 from markdown import comparisons, table
-from plan import CONTROLS, LEARNING_RATES, OPTIONS_ON, RECIPES_ON, SETS, TUNING_SEED, dev, working
-from recipes import RECIPES
+from plan import CONTROLS, LEARNING_RATES, OPTIONS_ON, RECIPES_ON, SETS, TUNING_SEED, chosen, dev, working
+from recipes import FIRST_CHOICE, RECIPES
 from rows import Row, Scores, read_all, write
 
 from maw.benchmark.comparison import Comparison, compare
@@ -46,6 +46,14 @@ def main() -> None:
     (asked.output / "tables.md").write_text(Study(rows, scores).tables(), encoding="utf-8")
 
 
+class Stage(NamedTuple):
+    """A default of the study, the phase of its runs, and the option that MAW's runs have there."""
+
+    name: str
+    phase: str
+    option: str
+
+
 class Study:
     """The runs, by what they are."""
 
@@ -62,17 +70,24 @@ class Study:
             "## Tuning the dense twins",
             self._tuning(),
         ]
-        for phase, name in (("default", "the chosen default"), ("main", "the default as the study began")):
-            if self._pick(phase=phase, variant="maw-full"):
-                parts += [f"## With {name}: every variant", self._variants(phase)]
-                parts += ["### MAW against its dense twins", self._differences(phase, self._twins, MAW)]
-                parts += ["### Controls against their dense twin", self._differences(phase, self._twins, CONTROLS)]
-                parts += ["### MAW against the controls", self._differences(phase, self._controls, CONTROLS)]
-                parts += ["### What the selection does", self._selections(phase)]
-                parts += ["### Out of domain: MS MARCO's pool", self._out_of_domain(phase)]
+        for stage in self._stages():
+            parts += [f"## With {stage.name}: every variant", self._variants(stage)]
+            parts += ["### MAW against its dense twins", self._differences(stage, self._twins, MAW)]
+            parts += ["### Controls against their dense twin", self._differences(stage, self._twins, CONTROLS)]
+            parts += ["### MAW against the controls", self._differences(stage, self._controls, CONTROLS)]
+            parts += ["### What the selection does", self._selections(stage)]
+            parts += ["### Out of domain: MS MARCO's pool", self._out_of_domain(stage)]
         parts += ["## Recipes", self._recipes(), "## The options that were best on dev", self._best()]
         parts += ["## Never trained before", self._scratch(), "## Options", self._options()]
         return "\n\n".join(parts) + "\n"
+
+    def _stages(self) -> list[Stage]:
+        """The defaults that the study had, the last one first."""
+        option = chosen(self.rows)
+        stages = [Stage(f"the chosen default, {option}", "default", option)]
+        if option != FIRST_CHOICE:
+            stages.append(Stage(f"the default that was chosen first, {FIRST_CHOICE}", "default", FIRST_CHOICE))
+        return [*stages, Stage("the default as the study began", "main", "")]
 
     # Runs and their scores
 
@@ -80,6 +95,11 @@ class Study:
         """Rows whose run has these values, by seed."""
         found = [row for row in self.rows if all(row["run"][name] == value for name, value in wanted.items())]
         return sorted(found, key=lambda row: row["run"]["seed"])
+
+    def _of(self, stage: Stage, train: str, variant: str) -> list[Row]:
+        """A variant's rows; twins and controls are those of every default of the phase."""
+        own = {"option": stage.option} if variant in MAW else {}
+        return self._pick(phase=stage.phase, train=train, variant=variant, **own)
 
     def _mean(self, row: Row, train: str, kind: str = "") -> float:
         """The mean over the training set's domains of the mean over their test queries."""
@@ -132,13 +152,13 @@ class Study:
 
     # Every variant of one phase
 
-    def _variants(self, phase: str) -> str:
+    def _variants(self, stage: Stage) -> str:
         lines = []
         for train in SETS:
             total = f"{self.untuned['parameters']['total_parameters']:,}"
             lines.append([train, "untuned", f"{self._mean(self.untuned, train):.4f}", "", "", total])
             for variant in ("dense-full", "maw-full", "dense-lora", "maw-lora", *CONTROLS):
-                rows = self._pick(phase=phase, train=train, variant=variant)
+                rows = self._of(stage, train, variant)
                 if rows:
                     values = [self._mean(row, train) for row in rows]
                     spread = f"{statistics.stdev(values):.4f}" if len(values) > 1 else "-"
@@ -149,27 +169,27 @@ class Study:
         note = "On the test split of the training set's domain; `mixed` is the mean over four domains."
         return f"{note}\n\n{table(heads, lines)}"
 
-    def _differences(self, phase: str, pairs: Callable[..., Any], variants: Sequence[str]) -> str:
+    def _differences(self, stage: Stage, pairs: Callable[..., Any], variants: Sequence[str]) -> str:
         found = []
         for train, variant in itertools.product(SETS, variants):
-            rows, others = pairs(phase, train, variant)
+            rows, others = pairs(stage, train, variant)
             if rows and others:
                 found.append((train, self._compared(rows, others, _splits(train), rows[0]["run"]["variant"])))
         return comparisons(found)
 
-    def _twins(self, phase: str, train: str, variant: str) -> tuple[list[Row], list[Row]]:
+    def _twins(self, stage: Stage, train: str, variant: str) -> tuple[list[Row], list[Row]]:
         twin = "dense-lora" if variant.endswith("lora") else "dense-full"
-        return tuple(self._pick(phase=phase, train=train, variant=name) for name in (variant, twin))
+        return tuple(self._of(stage, train, name) for name in (variant, twin))
 
-    def _controls(self, phase: str, train: str, control: str) -> tuple[list[Row], list[Row]]:
-        return tuple(self._pick(phase=phase, train=train, variant=name) for name in ("maw-full", control))
+    def _controls(self, stage: Stage, train: str, control: str) -> tuple[list[Row], list[Row]]:
+        return tuple(self._of(stage, train, name) for name in ("maw-full", control))
 
-    def _out_of_domain(self, phase: str) -> str:
+    def _out_of_domain(self, stage: Stage) -> str:
         lines, found = [], []
         means = [self.untuned["means"][f"{POOL}/{split}"] for split in POOL_SPLITS]
         lines.append(["-", "untuned", 1, *(f"{mean:.4f}" for mean in means)])
         for train, variant in itertools.product(SETS, ("dense-full", "maw-full", "dense-lora", "maw-lora", *CONTROLS)):
-            rows = self._pick(phase=phase, train=train, variant=variant)
+            rows = self._of(stage, train, variant)
             if rows:
                 cells = []
                 for split, base in zip(POOL_SPLITS, means, strict=True):
@@ -177,7 +197,7 @@ class Study:
                     cells.append(f"{mean:.4f}{' (below untuned)' if mean < base else ''}")
                 lines.append([train, variant, len(rows), *cells])
         for train, variant in itertools.product(SETS, MAW):
-            rows, twins = self._twins(phase, train, variant)
+            rows, twins = self._twins(stage, train, variant)
             if rows and twins:
                 for splits in (("dl19", "dl20"), ("dev",)):
                     where = [f"{POOL}/{split}" for split in splits]
@@ -185,10 +205,10 @@ class Study:
         means_of_splits = table(["training set", "variant", "seeds", *POOL_SPLITS], lines)
         return f"{means_of_splits}\n\n{comparisons(found)}"
 
-    def _selections(self, phase: str) -> str:
+    def _selections(self, stage: Stage) -> str:
         lines = []
         for train, variant in itertools.product(SETS, (*MAW, "random", "literal")):
-            rows = self._pick(phase=phase, train=train, variant=variant)
+            rows = self._of(stage, train, variant)
             if rows:
                 lines.append([train, variant, *self._selection(rows, train)])
         return table(["training set", "variant", *SELECTION], lines)
