@@ -208,13 +208,34 @@ def test_the_default_is_the_best_on_dev_of_the_recipes_that_work(plan, modules):
     assert {(run.train, run.variant, run.seed) for run in default} == {
         (train, variant, seed)
         for train in plan.SETS
-        for variant in ("dense-full", "maw-full", "dense-lora", "maw-lora", *plan.CONTROLS)
+        for variant in ("dense-full", "maw-full", "dense-lora", "maw-lora")
+        for seed in plan.SEEDS
+    }
+    assert plan.chosen(recipes_done(plan, working=False)) == "gentle 3e-4"
+
+
+def test_controls_have_the_settings_of_the_recipe_that_was_chosen_first(plan, modules):
+    done = recipes_done(plan)
+    controls = plan.phase("controls", done)
+    assert {(run.train, run.variant, run.seed) for run in controls} == {
+        (train, variant, seed)
+        for train in plan.SETS
+        for variant in plan.CONTROLS
         for seed in plan.SEEDS
         if variant != "literal"
     }
-    dropout = {run.maw["logit_dropout"] for run in default if run.variant == "logit-dropout"}
-    assert dropout == {modules["recipes"].matched_dropout(plan.RECIPES["informed, tau 1, noise .05"])}
-    assert plan.chosen(recipes_done(plan, working=False)) == "gentle 3e-4"
+    recipe = plan.RECIPES[modules["recipes"].FIRST_CHOICE]
+    assert all(recipe.items() <= run.maw.items() for run in controls)
+    dropout = {run.maw["logit_dropout"] for run in controls if run.variant == "logit-dropout"}
+    assert dropout == {modules["recipes"].matched_dropout(recipe)}
+    # what was done with a recipe before another one was chosen stays in the plan
+    before = [run for run in plan.phase("default", done) if run.option][:3]
+    done += [finished(plan, run, 0.5) for run in before]
+    for row in done:
+        if row["run"]["option"] == "informed, tau 1, noise .05" and "selection" in row:
+            row["selection"][row["run"]["train"]]["gaps"]["dev"] = [0.01]
+    assert plan.chosen(done) == "gentle 3e-4"
+    assert {run.name for run in before} <= {run.name for run in plan.phase("default", done)}
 
 
 def test_a_missing_run_is_waited_for_and_a_failed_one_drops_its_recipe(plan):
@@ -309,7 +330,7 @@ def test_finer_weights_learn_from_the_training_loss_and_need_a_known_name(finer)
 def test_a_run_is_measured_whole(modules, plan, tmp_path, option):
     write_domain(tmp_path / "nfcorpus")
     (tmp_path / "runs").mkdir()
-    maw = plan.RECIPES["informed, tau 1, noise .05"] | plan.OPTIONS[option]
+    maw = plan.RECIPES["relative"] | plan.OPTIONS[option]
     run = plan.Run("options", "nfcorpus", "maw-full", 0, 1e-4, 1, 16, maw=maw)
     asked = argparse.Namespace(model="packaged", data=tmp_path, output=tmp_path, commit="abc")
     modules["training"].do_run(run, asked, torch.device("cpu"))
