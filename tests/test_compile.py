@@ -239,7 +239,7 @@ def test_the_root_of_the_training_loss_stays_outside_the_graph(backend):
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # the compiler's advice, which a test of sums refuses
+@pytest.mark.filterwarnings("ignore::UserWarning:torch._inductor")  # the compiler's advice on speed
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_training_on_a_gpu(mode):
     """Also in CUDA graphs, whose replay runs no Python: what needs Python stays outside them."""
