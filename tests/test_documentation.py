@@ -243,7 +243,7 @@ ROOMS = [
             "interpolation",
             "kernels",
         ),
-        *("operations", "records", "reference", "rewards", "selector", "shapes", "views"),
+        *("operations", "random_numbers", "records", "reference", "rewards", "selector", "shapes", "views"),
     },
     {"module"},
     {"hf"},

@@ -116,7 +116,7 @@ MATHEMATICS = {
         "grpo",
         "interpolation",
     ),
-    *("kernels", "operations", "records", "reference", "rewards", "selector", "shapes", "views"),
+    *("kernels", "operations", "random_numbers", "records", "reference", "rewards", "selector", "shapes", "views"),
 }
 PARTS = {
     "module": MATHEMATICS,

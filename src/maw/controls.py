@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from maw.config import MAWConfig
 from maw.errors import MAWError
+from maw.random_numbers import drawing_apart
 from maw.selector import Selector, token_mean
 from maw.shapes import repeat_heads
 
@@ -54,8 +56,12 @@ class Control(nn.Module, ABC):
         mask: Bool[Tensor, "B K"] | None = None,
         *,
         attend: Callable[..., Any],
+        apart: bool = False,
     ) -> Any:
-        """What `attend`, the host's attention, makes of a changed query or of logits with something added."""
+        """What `attend`, the host's attention, makes of a changed query or of logits with something added.
+
+        `apart` is as in `maw.DepthAttention`.
+        """
 
     def extra_repr(self) -> str:
         """Heads and channels."""
@@ -74,7 +80,9 @@ class IA3Key(Control):
         super().__init__(config, heads, channels, scaling=scaling)
         self.factor = nn.Parameter(torch.ones(heads, 1, channels))
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *, attend: Any) -> Any:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *, attend: Any, apart: Any = False
+    ) -> Any:
         """The host's attention on scaled queries, which is that on scaled keys."""
         return attend((query * self.factor).to(query.dtype))
 
@@ -101,7 +109,9 @@ class LinearGate(Control):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *, attend: Any) -> Any:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *, attend: Any, apart: Any = False
+    ) -> Any:
         """The host's attention on gated queries."""
         with torch.autocast(query.device.type, enabled=False):  # the host's attention keeps the caller's own
             state = token_mean(query, mask).to(self.down.weight.dtype)
@@ -121,14 +131,17 @@ class LogitDropout(Control):
     [1.0]
     """
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *, attend: Any) -> Any:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *, attend: Any, apart: Any = False
+    ) -> Any:
         """The host's attention, with the difference that dropout makes added to its logits."""
         if not self.training or not self.config.logit_dropout:
             return attend(query)
         with torch.autocast(query.device.type, enabled=False):  # in 16 bits the difference would be mostly rounding
             wide = torch.promote_types(query.dtype, torch.float32)
             logit = self.scaling * query.to(wide) @ repeat_heads(key, query.shape[1]).to(wide).mT
-            added = F.dropout(logit, self.config.logit_dropout) - logit
+            with drawing_apart(query.device) if apart and not torch.compiler.is_compiling() else nullcontext():
+                added = F.dropout(logit, self.config.logit_dropout) - logit
         return attend(query, added=added.to(query.dtype))
 
 

@@ -18,6 +18,7 @@ from maw.config import MAWConfig
 from maw.errors import MAWError
 from maw.kernels import use_triton
 from maw.operations import Operations, choose_operations
+from maw.random_numbers import drawing_apart
 from maw.records import KEPT, Record, Rollout, statistics
 from maw.rewards import entropy_reward
 from maw.selector import Selector, depth_weights, token_mean
@@ -106,6 +107,7 @@ class DepthAttention(nn.Module):
         mask: Bool[Tensor, "B K"] | None = None,
         *,
         attend: Callable[[Tensor], object] | None = None,
+        apart: bool = False,
     ) -> object:
         """Attention with MAW's logits.
 
@@ -116,6 +118,8 @@ class DepthAttention(nn.Module):
             mask: (B, K), True where there is a token; queries and keys are the same tokens.
             attend: the host's attention as a function of the query alone; it applies `scaling` and its own mask.
                 None is scaled-dot-product attention with `mask`.
+            apart: whether the host draws random numbers in this forward, too. What MAW draws is then apart from them
+                (`maw.random_numbers`), except where the layer is compiled.
 
         Returns:
             whatever `attend` returns; (B, H, Q, C) without it.
@@ -126,15 +130,19 @@ class DepthAttention(nn.Module):
         """
         check_layer_arguments(query, key, value, mask, self.query_views)
         with torch.autocast(query.device.type, enabled=False):
-            if self._is_one_step(query):
-                query_transformed = self._one_step(query, key, mask)
+            if apart and self.training and not torch.compiler.is_compiling():
+                with drawing_apart(query.device):
+                    query_transformed = self._transformed(query, key, mask)
             else:
-                query_transformed = self._composed(query, key, mask)
+                query_transformed = self._transformed(query, key, mask)
         if attend is None:
             attention_mask = None if mask is None else mask[:, None, None, :]
             key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
             return F.scaled_dot_product_attention(query_transformed, key, value, attention_mask, scale=self.scaling)
         return attend(query_transformed)
+
+    def _transformed(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        return (self._one_step if self._is_one_step(query) else self._composed)(query, key, mask)
 
     def _composed(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
         """The transformed query, operation by operation."""

@@ -66,7 +66,8 @@ def maw_attention(
         return host_attention(module, transformed, key, value, mask, scaling=scaling, **options)
 
     maw = cast("nn.Module", module.maw)
-    return maw(query, key, value, key_mask(attention_mask, batch, keys), attend=attend)
+    draws = bool(options.get("dropout"))
+    return maw(query, key, value, key_mask(attention_mask, batch, keys), attend=attend, apart=draws)
 
 
 def _is_causal(module: nn.Module, given: bool | None) -> bool:

@@ -57,6 +57,7 @@ def _forward(
         attention = F.dropout(logit.softmax(dim=-1), self.dropout.p, self.training)
         return attention @ value, attention
 
-    out, attention = self.maw(query, key, value, key_mask(attention_mask, batch, keys), attend=attend)
+    mask, draws = key_mask(attention_mask, batch, keys), self.training and self.dropout.p > 0
+    out, attention = self.maw(query, key, value, mask, attend=attend, apart=draws)
     out = self.o(out.transpose(1, 2).flatten(2))
     return (out, attention) if output_attentions else (out,)

@@ -100,7 +100,7 @@ def forget_the_mask_in_maw(model):
     for layer in maw_layers(model):
         forward = layer.forward
 
-        def without(query, key, value, mask=None, *, attend=None, forward=forward):
+        def without(query, key, value, mask=None, *, attend=None, apart=False, forward=forward):
             def plain(transformed):
                 return F.scaled_dot_product_attention(transformed, key, value).transpose(1, 2), None
 
