@@ -21,7 +21,7 @@ import numpy as np
 from data import DOMAINS, POOL
 from markdown import comparisons, table
 from plan import CONTROLS, LEARNING_RATES, OPTIONS_ON, RECIPES_ON, SETS, TUNING_SEED, chosen, dev, working
-from recipes import FIRST_CHOICE, RECIPES
+from recipes import RECIPES
 from rows import Row, Scores, read_all, write
 
 from maw.benchmark.comparison import Comparison, compare
@@ -59,6 +59,7 @@ class Study:
 
     def __init__(self, rows: Sequence[Row], scores: Scores) -> None:
         self.rows, self.scores = rows, scores
+        self.chosen = chosen(rows)
         self.untuned = next(row for row in rows if row["run"]["variant"] == "untuned")
 
     def tables(self) -> str:
@@ -77,17 +78,22 @@ class Study:
             parts += ["### MAW against the controls", self._differences(stage, self._controls, CONTROLS)]
             parts += ["### What the selection does", self._selections(stage)]
             parts += ["### Out of domain: MS MARCO's pool", self._out_of_domain(stage)]
-        parts += ["## Recipes", self._recipes(), "## The options that were best on dev", self._best()]
+        parts += [
+            "## Recipes",
+            self._recipes(),
+            *self._passed_over(),
+            "## The options that were best on dev",
+            self._best(),
+        ]
         parts += ["## Never trained before", self._scratch(), "## Options", self._options()]
         return "\n\n".join(parts) + "\n"
 
     def _stages(self) -> list[Stage]:
         """The defaults that the study had, the last one first."""
-        option = chosen(self.rows)
-        stages = [Stage(f"the chosen default, {option}", "default", option)]
-        if option != FIRST_CHOICE:
-            stages.append(Stage(f"the default that was chosen first, {FIRST_CHOICE}", "default", FIRST_CHOICE))
-        return [*stages, Stage("the default as the study began", "main", "")]
+        return [
+            Stage(f"the chosen default, {self.chosen}", "default", self.chosen),
+            Stage("the default as the study began", "main", ""),
+        ]
 
     # Runs and their scores
 
@@ -252,6 +258,17 @@ class Study:
         )
         heads = ["training set", "variant", "recipe", "dev", "test", *SELECTION]
         return f"{note}\n\n{table(heads, lines)}\n\n{comparisons(found)}"
+
+    def _passed_over(self) -> list[str]:
+        """Recipes that were run as a default before a rule or another recipe took their place."""
+        run = {row["run"]["option"] for row in self._pick(phase="default") if row["run"]["variant"] in MAW}
+        stages = [Stage(name, "default", name) for name in sorted(run - {self.chosen})]
+        if not stages:
+            return []
+        parts = ["### Recipes that were run as a default and passed over"]
+        for stage in stages:
+            parts += [f"`{stage.name}`:", self._differences(stage, self._twins, MAW), self._selections(stage)]
+        return parts
 
     def _best(self) -> str:
         lines, found = [], []
