@@ -78,13 +78,8 @@ class Study:
             parts += ["### MAW against the controls", self._differences(stage, self._controls, CONTROLS)]
             parts += ["### What the selection does", self._selections(stage)]
             parts += ["### Out of domain: MS MARCO's pool", self._out_of_domain(stage)]
-        parts += [
-            "## Recipes",
-            self._recipes(),
-            *self._passed_over(),
-            "## The options that were best on dev",
-            self._best(),
-        ]
+        parts += ["## Recipes", self._recipes(), *self._passed_over()]
+        parts += ["## The options that were best on dev", self._best()]
         parts += ["## Never trained before", self._scratch(), "## Options", self._options()]
         return "\n\n".join(parts) + "\n"
 
@@ -211,9 +206,9 @@ class Study:
         means_of_splits = table(["training set", "variant", "seeds", *POOL_SPLITS], lines)
         return f"{means_of_splits}\n\n{comparisons(found)}"
 
-    def _selections(self, stage: Stage) -> str:
+    def _selections(self, stage: Stage, variants: Sequence[str] = (*MAW, "random", "literal")) -> str:
         lines = []
-        for train, variant in itertools.product(SETS, (*MAW, "random", "literal")):
+        for train, variant in itertools.product(SETS, variants):
             rows = self._of(stage, train, variant)
             if rows:
                 lines.append([train, variant, *self._selection(rows, train)])
@@ -267,7 +262,7 @@ class Study:
             return []
         parts = ["### Recipes that were run as a default and passed over"]
         for stage in stages:
-            parts += [f"`{stage.name}`:", self._differences(stage, self._twins, MAW), self._selections(stage)]
+            parts += [f"`{stage.name}`:", self._differences(stage, self._twins, MAW), self._selections(stage, MAW)]
         return parts
 
     def _best(self) -> str:
