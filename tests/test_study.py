@@ -191,9 +191,9 @@ USAGE = {
 TWINS = 0.6027
 
 
-def recipes_done(plan, *, working=True):
+def recipes_done(plan, *, working=True, tries="recipes"):
     done = [finished(plan, run, 0.5) for run in plan.phase("tuning", [])]
-    for run in plan.phase("recipes", done):
+    for run in plan.phase(tries, done):
         alive, information, gap, value = USAGE.get(run.option, (0.1, 0.0, 0.0, 0.1))
         layer = {"depths alive by weight": alive if working else 0.0, "information of weights, nat": information}
         own = {"gaps": {"dev": [gap, gap]}} | ({"layers on dev": [layer]} if run.option != "gentle 3e-4" else {})
@@ -204,8 +204,8 @@ def recipes_done(plan, *, working=True):
 
 def test_the_default_is_the_best_on_dev_of_the_recipes_that_work(plan, modules):
     done = recipes_done(plan)
-    assert plan.selecting(done) == ["informed, tau 1, noise .05", "relative"]
-    assert plan.working(done) == ["informed, tau 1, noise .05"]
+    assert plan.selecting(done, plan.SECOND) == ["informed, tau 1, noise .05", "relative"]
+    assert plan.working(done, plan.SECOND) == ["informed, tau 1, noise .05"]
     default = plan.phase("default", done)
     assert {run.option for run in default} == {"informed, tau 1, noise .05", ""}
     assert {run.variant for run in default if not run.option} == {"dense-full", "dense-lora"}
@@ -215,13 +215,33 @@ def test_the_default_is_the_best_on_dev_of_the_recipes_that_work(plan, modules):
         for variant in ("dense-full", "maw-full", "dense-lora", "maw-lora")
         for seed in plan.SEEDS
     }
-    assert plan.chosen(recipes_done(plan, working=False)) == "gentle 3e-4"
+    assert plan.chosen(recipes_done(plan, working=False), plan.SECOND) == "gentle 3e-4"
+
+
+def test_the_third_round_takes_twins_and_quiet_controls_from_the_second(plan, modules):
+    done = recipes_done(plan, tries="shortlist")
+    option = plan.chosen(done)
+    runs = plan.phase("final", done)
+    recipe = modules["recipes"].SHORTLIST[option]
+    assert {(run.train, run.variant, run.seed) for run in runs} == {
+        (train, variant, seed)
+        for train in plan.SETS
+        for variant in ("maw-full", "maw-lora", "random", "logit-dropout")
+        for seed in plan.SEEDS
+    }
+    assert {run.phase for run in runs} == {"final"}
+    assert all(recipe.items() <= run.maw.items() for run in runs)
+    untuned = plan.Run("main", "", "untuned", 0)
+    done = [finished(plan, run, 0.5) for run in (untuned, *runs, *plan.phase("controls", done))]
+    study, stage = modules["tables"].Study(done, {}), modules["tables"].Stage("", "final", option)
+    for variant, phase in {"maw-full": "final", "random": "final", "static": "default"}.items():
+        assert {row["run"]["phase"] for row in study._of(stage, "mixed", variant)} == {phase}
 
 
 def test_recipes_wait_for_the_twins_that_they_may_lose_to(plan):
     done = [row for row in recipes_done(plan) if (row["run"]["variant"], row["run"]["seed"]) != ("dense-lora", 4)]
     with pytest.raises(plan.Unfinished, match="the twins of maw-lora on pydocs are not finished: run --phases main"):
-        plan.chosen(done)
+        plan.chosen(done, plan.SECOND)
 
 
 def test_controls_have_the_settings_of_the_recipe_that_was_chosen_first(plan, modules):
@@ -244,7 +264,7 @@ def test_controls_have_the_settings_of_the_recipe_that_was_chosen_first(plan, mo
     for row in done:
         if row["run"]["option"] == "informed, tau 1, noise .05" and "selection" in row:
             row["selection"][row["run"]["train"]]["gaps"]["dev"] = [0.01]
-    assert plan.chosen(done) == "gentle 3e-4"
+    assert plan.chosen(done, plan.SECOND) == "gentle 3e-4"
     assert {run.name for run in before} <= {run.name for run in plan.phase("default", done)}
 
 
@@ -257,9 +277,9 @@ def test_a_missing_run_is_waited_for_and_a_failed_one_drops_its_recipe(plan):
         == ("informed, tau 1, noise .05", "nfcorpus", "maw-full", 3)
     ]
     with pytest.raises(plan.Unfinished):
-        plan.chosen(done[:place] + done[place + 1 :])
+        plan.chosen(done[:place] + done[place + 1 :], plan.SECOND)
     failed = {"name": done[place]["name"], "run": done[place]["run"], "failed": "Traceback"}
-    assert plan.chosen([*done[:place], failed, *done[place + 1 :]]) == "gentle 3e-4"
+    assert plan.chosen([*done[:place], failed, *done[place + 1 :]], plan.SECOND) == "gentle 3e-4"
 
 
 @pytest.mark.parametrize(("tau", "noise"), [(5.0, 1.0), (10.0, 1.0), (1.0, 0.2)])
@@ -269,7 +289,7 @@ def test_matched_dropout_has_the_variance_of_the_depth_noise(modules, tau, noise
 
 
 def test_the_scratch_twins_rate_is_the_best_of_its_search(plan):
-    done = recipes_done(plan)
+    done = recipes_done(plan, tries="shortlist")
     search = plan.phase("scratch", done)
     assert [run.learning_rate for run in search] == [2e-4, 5e-4, 1e-3, 2e-3]
     done += [finished(plan, run, 0.3 + (run.learning_rate == 2e-3)) for run in search]

@@ -106,18 +106,19 @@ def work(asked: argparse.Namespace) -> None:
             kind = _kind(row["run"])
             longest[kind] = max(longest[kind], sum(row["seconds"].values()))
     wanted = [name for name in plan.PHASES if name in asked.phases.split(",")]
+    too_long: set[str] = set()
     while time.time() < asked.until:
-        taken, open_phases = next_run(asked, wanted)
+        taken, open_phases = next_run(asked, wanted, too_long)
         if taken is None:
             if not open_phases:
                 return
             time.sleep(0.5)
             continue
         kind = _kind(asdict(taken))
-        guess = longest[kind] or 60.0
-        if time.time() + guess > asked.until:
+        if time.time() + (longest[kind] or 60.0) > asked.until:
             (asked.output / "claims" / taken.name).unlink(missing_ok=True)
-            return
+            too_long.add(taken.name)  # a shorter one may still fit
+            continue
         start = time.time()
         try:
             do_run(taken, asked, device)
@@ -132,25 +133,35 @@ def _kind(run: Mapping[str, Any]) -> tuple[Any, ...]:
     return run["train"], run["epochs"], run["batch_size"], run["variant"].startswith("maw")
 
 
-def next_run(asked: argparse.Namespace, wanted: list[str]) -> tuple[plan.Run | None, bool]:
-    """Claim the first run that nobody has; without one, whether others are doing runs that more may follow."""
+def next_run(asked: argparse.Namespace, wanted: list[str], too_long: set[str]) -> tuple[plan.Run | None, bool]:
+    """Claim the first run that nobody has; without one, whether others are doing runs that more may follow.
+
+    Args:
+        asked: the command's arguments.
+        wanted: phases, each after those that it rests on.
+        too_long: names of runs for which there is no time left.
+    """
     done = results(asked.output, asked.earlier)
     names = {result["name"] for result in done}
     unfinished: set[str] = set()
+    others_at_work = False
     for name in wanted:
         if unfinished & plan.RESTS_ON[name]:
             unfinished.add(name)
             continue
         missing = [run for run in plan.phase(name, done) if run.name not in names and asked.only in run.name]
         for run in missing:
+            if run.name in too_long:
+                continue
             try:
                 (asked.output / "claims" / run.name).touch(exist_ok=False)
             except FileExistsError:
+                others_at_work = True
                 continue
             return run, True
         if missing:
             unfinished.add(name)
-    return None, bool(unfinished)
+    return None, others_at_work
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Which runs the study has, and in which order. Later phases use what earlier ones found, on dev splits alone.
 
 tuning      dense twins: learning rate, epochs, batch; one seed that no other run has
-recipes     candidates for MAW's default, on two training sets
+main        the first round: the default as the study began, and controls beside it
+recipes     the second round: candidates for MAW's default, on two training sets
 default     the one that is best on dev, of those whose selection works, beside dense twins, on every set
-options     changes of that recipe, on one training set
-controls    what is to be told apart from it, on every set, with the settings of the one that was chosen first
+controls    what is to be told apart from it, on every set, with its settings
+shortlist   the third round, from here on with draws apart from dropout's: what the two before leave to choose from
+final       the one of these that is best on dev, in the same way, and the controls that draw
+options     changes of it, on one training set
 scratch     a small encoder that was never trained: its twin's learning rate, then MAW
 best        the options that were best on dev, on every training set
-main        the default as the study began, and controls beside it
 """
 
 from __future__ import annotations
@@ -18,26 +20,44 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from data import DOMAINS
-from recipes import BEGUN_OPTIONS, FIRST_CHOICE, OPTIONS, RECIPES, matched_dropout
+from recipes import BEGUN_OPTIONS, FIRST_CHOICE, OPTIONS, RECIPES, SHORTLIST, matched_dropout
 
-__all__ = ["PHASES", "RESTS_ON", "Run", "Unfinished", "chosen", "dev", "phase", "selecting", "tuned", "working"]
+__all__ = [
+    "PHASES",
+    "RESTS_ON",
+    "SECOND",
+    "THIRD",
+    "Round",
+    "Run",
+    "Unfinished",
+    "chosen",
+    "dev",
+    "phase",
+    "selecting",
+    "tuned",
+    "working",
+]
 
 SETS = (*DOMAINS, "mixed")
 SEEDS = range(5)
 TUNING_SEED = 1000
 CONTROLS = ("static", "ia3-key", "linear-gate", "random", "literal", "logit-dropout")
-PHASES = ("tuning", "recipes", "default", "options", "controls", "scratch", "best", "main")
+DRAWING = ("random", "logit-dropout")
+"""Controls with noise of their own."""
+PHASES = ("tuning", "main", "recipes", "default", "shortlist", "final", "controls", "options", "scratch", "best")
 RESTS_ON: dict[str, set[str]] = {
     "tuning": set(),
     "recipes": {"tuning"},
-    "default": {"tuning", "recipes"},
+    "default": {"tuning", "main", "recipes"},
     "controls": {"tuning"},
-    "scratch": {"recipes"},
-    "options": {"tuning", "recipes"},
-    "best": {"tuning", "recipes", "options"},
+    "shortlist": {"tuning"},
+    "final": {"tuning", "main", "shortlist"},
+    "scratch": {"shortlist"},
+    "options": {"tuning", "shortlist"},
+    "best": {"tuning", "shortlist", "options"},
     "main": {"tuning"},
 }
 LEARNING_RATES = {"full": (2e-5, 5e-5, 1e-4, 2e-4), "lora": (2e-4, 5e-4, 1e-3, 2e-3)}
@@ -95,6 +115,8 @@ def phase(name: str, results: Results, *, strict: bool = False) -> list[Run]:
         "recipes": _recipes,
         "default": _default,
         "controls": _controls,
+        "shortlist": _shortlist,
+        "final": _final,
         "options": _options,
         "main": _main,
         "best": _best,
@@ -133,10 +155,29 @@ def tuned(results: Results, train: str, tuning: str, encoder: str = "minilm") ->
     return {name: best[name] for name in ("learning_rate", "epochs", "batch_size")}
 
 
+class Round(NamedTuple):
+    """Recipes that are tried on some training sets, and the phase in which the best of them runs everywhere."""
+
+    tries: str
+    recipes: Mapping[str, Mapping[str, Any]]
+    everywhere: str
+
+
+SECOND, THIRD = Round("recipes", RECIPES, "default"), Round("shortlist", SHORTLIST, "final")
+
+
 def _recipes(results: Results) -> Iterable[Run]:
-    for seed, option, (train, variant) in itertools.product(SEEDS, RECIPES, RECIPES_ON):
+    yield from _tries(results, SECOND)
+
+
+def _shortlist(results: Results) -> Iterable[Run]:
+    yield from _tries(results, THIRD)
+
+
+def _tries(results: Results, stage: Round) -> Iterable[Run]:
+    for seed, (option, maw), (train, variant) in itertools.product(SEEDS, stage.recipes.items(), RECIPES_ON):
         settings = tuned(results, train, variant.removeprefix("maw-"))
-        yield Run("recipes", train, variant, seed, **settings, maw=RECIPES[option], option=option)
+        yield Run(stage.tries, train, variant, seed, **settings, maw=maw, option=option)
 
 
 def _cells(results: Results, phase: str, option: str) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
@@ -161,28 +202,28 @@ def _best_on_dev(results: Results, phase: str, options: Iterable[str], cells: in
     return sorted(means, key=means.__getitem__, reverse=True)
 
 
-def chosen(results: Results) -> str:
+def chosen(results: Results, stage: Round = THIRD) -> str:
     """The recipe that is the default from here on: the best on dev of those that work; of all, if none does."""
-    ranked = _best_on_dev(results, "recipes", RECIPES, len(RECIPES_ON), len(SEEDS))
-    works = working(results)
+    ranked = _best_on_dev(results, stage.tries, stage.recipes, len(RECIPES_ON), len(SEEDS))
+    works = working(results, stage)
     return next((option for option in ranked if option in works), ranked[0])
 
 
-def working(results: Results) -> list[str]:
+def working(results: Results, stage: Round = THIRD) -> list[str]:
     """The recipes whose selection works on every training set and that lose nothing by it."""
-    return [option for option in selecting(results) if _loses_little(results, option)]
+    return [option for option in selecting(results, stage) if _loses_little(results, stage, option)]
 
 
-def selecting(results: Results) -> list[str]:
+def selecting(results: Results, stage: Round = THIRD) -> list[str]:
     """The recipes whose selection works on every training set: half of the depths alive in every run, weights that
-    depend on the text and no gap, on average over seeds. The gentle ones were not measured on dev; on test they have
-    .0001 nat at most."""
-    return [option for option in RECIPES if _works(_cells(results, "recipes", option))]
+    depend on the text and no gap, on average over seeds. The gentle ones of the second round were not measured on dev;
+    on test they have .0001 nat at most."""
+    return [option for option in stage.recipes if _works(_cells(results, stage.tries, option))]
 
 
-def _loses_little(results: Results, option: str) -> bool:
+def _loses_little(results: Results, stage: Round, option: str) -> bool:
     """Against the twins of the same training set, on average over seeds."""
-    for (train, variant), rows in _cells(results, "recipes", option).items():
+    for (train, variant), rows in _cells(results, stage.tries, option).items():
         twins = _cells(results, "main", "").get((train, variant.replace("maw", "dense")), [])
         if len(twins) < len(rows):
             raise Unfinished(f"the twins of {variant} on {train} are not finished: run --phases main first")
@@ -207,28 +248,39 @@ def _works(cells: Mapping[Any, Sequence[Mapping[str, Any]]]) -> bool:
 
 
 def _default(results: Results) -> Iterable[Run]:
+    option = chosen(results, SECOND)
+    yield from _pairs(results, SECOND, option)
+    others = [run for name in RECIPES if name != option for run in _pairs(results, SECOND, name)]
+    yield from _finished([run for run in others if run.option], results)
+
+
+def _final(results: Results) -> Iterable[Run]:
+    """Dense twins, and controls that draw nothing, are the second round's: nothing changed for them."""
     option = chosen(results)
-    yield from _pairs(results, option)
-    others = [name for name in RECIPES if name != option]
-    yield from _finished([run for name in others for run in _pairs(results, name) if run.option], results)
+    yield from (run for run in _pairs(results, THIRD, option) if run.option)
+    yield from _controls_of(results, THIRD, option, DRAWING)
 
 
-def _pairs(results: Results, option: str) -> Iterable[Run]:
+def _pairs(results: Results, stage: Round, option: str) -> Iterable[Run]:
     """A recipe and its twins, the long ones first."""
     sets = ("mixed", "tldr-commands", "nfcorpus", "pydocs", "nq-qed")
     for train, seed, variant in itertools.product(sets, SEEDS, ("dense-lora", "maw-lora", "dense-full", "maw-full")):
         settings = tuned(results, train, variant.rpartition("-")[2])
-        recipe = {} if variant.startswith("dense") else {"maw": RECIPES[option], "option": option}
-        yield Run("default", train, variant, seed, **settings, **recipe)
+        recipe = {} if variant.startswith("dense") else {"maw": stage.recipes[option], "option": option}
+        yield Run(stage.everywhere, train, variant, seed, **settings, **recipe)
 
 
 def _controls(results: Results) -> Iterable[Run]:
-    recipe = RECIPES[FIRST_CHOICE]
     controls = tuple(name for name in CONTROLS if name != "literal")  # which has settings of its own
+    yield from _controls_of(results, SECOND, FIRST_CHOICE, controls)
+
+
+def _controls_of(results: Results, stage: Round, option: str, controls: Sequence[str]) -> Iterable[Run]:
+    recipe = stage.recipes[option]
     for seed, train, variant in itertools.product(SEEDS, SETS, controls):
         matched = {"logit_dropout": matched_dropout(recipe)} if variant == "logit-dropout" else {}
         settings = tuned(results, train, "full")
-        yield Run("default", train, variant, seed, **settings, maw={**recipe, **matched}, option=FIRST_CHOICE)
+        yield Run(stage.everywhere, train, variant, seed, **settings, maw={**recipe, **matched}, option=option)
 
 
 def _scratch(results: Results) -> Iterable[Run]:
@@ -251,7 +303,7 @@ def _scratch(results: Results) -> Iterable[Run]:
     if len(_finished(search, results)) == len(search):
         rate, option = tuned(results, "mixed", "full", "scratch")["learning_rate"], chosen(results)
         for seed, (variant, maw, where) in itertools.product(SEEDS, rows[:4]):
-            recipe = {} if variant == "dense-full" else {**RECIPES[option], **maw}
+            recipe = {} if variant == "dense-full" else {**SHORTLIST[option], **maw}
             name = f"{option}; {where}" if recipe else ""
             if recipe or rate != 5e-4:  # else its twins are there already
                 yield Run("scratch", "mixed", variant, seed, rate, **common, maw=recipe, option=name)
@@ -267,7 +319,7 @@ def _options(results: Results) -> Iterable[Run]:
         for option, maw in BEGUN_OPTIONS.items()
     ]
     yield from _finished(begun, results)
-    recipe = RECIPES[chosen(results)]
+    recipe = SHORTLIST[chosen(results)]
     for train, seed in itertools.product(OPTIONS_ON, OPTIONS_SEEDS):
         settings = tuned(results, train, "full")
         yield Run("options", train, "dense-full", seed, **settings)
@@ -278,7 +330,7 @@ def _options(results: Results) -> Iterable[Run]:
 def _best(results: Results) -> Iterable[Run]:
     """The two options with the best mean on dev over their training sets; never a control."""
     tried = [name for name in OPTIONS if "logit" not in name]
-    recipe = RECIPES[chosen(results)]
+    recipe = SHORTLIST[chosen(results)]
     found = [
         result for result in results if result["run"]["seed"] in OPTIONS_SEEDS and result["run"]["train"] in OPTIONS_ON
     ]

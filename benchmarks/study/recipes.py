@@ -5,9 +5,10 @@ A run's settings change `BEGAN`, the default when the study began, so that later
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["BEGAN", "BEGUN_OPTIONS", "FIRST_CHOICE", "OPTIONS", "RECIPES", "matched_dropout"]
+__all__ = ["BEGAN", "BEGUN_OPTIONS", "FIRST_CHOICE", "OPTIONS", "RECIPES", "SHORTLIST", "matched_dropout"]
 
 BEGAN: dict[str, Any] = {
     "tau": 5.0, "noise": 1.0, "kl_weight": 0.0, "auxiliary_weight": 0.003, "learning_rate": 1e-3, "reward": "entropy",
@@ -52,6 +53,23 @@ rewards are relative to what their depth is worth on the whole."""
 
 FIRST_CHOICE = "gentle 1e-4, reward .03"
 """The default of the study's second round, chosen before there were relative ones; controls have its settings."""
+
+TASK_LED: dict[str, Any] = {
+    **{**RELATIVE, "auxiliary_weight": 0.03, "kl_weight": 1.0},
+    **{"tau": 0.3, "noise": 0.015},
+}
+"""One whose weights follow what the training loss asks of the policy, with a reward that hardly counts beside it."""
+
+SHORTLIST: dict[str, dict[str, Any]] = {
+    FIRST_CHOICE: RECIPES[FIRST_CHOICE],
+    "gentle, noise .5": {**RECIPES[FIRST_CHOICE], "noise": 0.5},
+    "relative, KL 2": {**RELATIVE, "kl_weight": 2.0},
+    "task-led": TASK_LED,
+    "task-led, tau .1": {**TASK_LED, "tau": 0.1, "noise": 0.005},
+    "task-led, no reward": {**TASK_LED, "auxiliary_weight": 0.0},
+    "task-led, retrieval": {**TASK_LED, "auxiliary_weight": 1.0, "reward": "retrieval"},
+}
+"""What two rounds leave to choose from. What MAW draws is apart from the encoder's dropout from here on."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "no reward": {"auxiliary_weight": 0.0},
@@ -102,7 +120,7 @@ BEGUN_OPTIONS: dict[str, dict[str, Any]] = {
 """Changes of `BEGAN` that were tried before there was a better recipe to change."""
 
 
-def matched_dropout(recipe: dict[str, Any]) -> float:
+def matched_dropout(recipe: Mapping[str, Any]) -> float:
     """The share of logits to drop for as much noise on the logits as the depth noise of a recipe makes at its start.
 
     At tau 5 and noise 1 depth noise has .0129 of the mean square logit as variance (`maw.benchmark.variants`), which

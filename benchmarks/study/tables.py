@@ -20,8 +20,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from data import DOMAINS, POOL
 from markdown import comparisons, table
-from plan import CONTROLS, LEARNING_RATES, OPTIONS_ON, RECIPES_ON, SETS, TUNING_SEED, chosen, dev, working
-from recipes import RECIPES
+from plan import (
+    CONTROLS,
+    DRAWING,
+    LEARNING_RATES,
+    OPTIONS_ON,
+    RECIPES_ON,
+    SECOND,
+    SETS,
+    THIRD,
+    TUNING_SEED,
+    Round,
+    Unfinished,
+    chosen,
+    dev,
+    selecting,
+    working,
+)
 from rows import Row, Scores, read_all, write
 
 from maw.benchmark.comparison import Comparison, compare
@@ -59,7 +74,7 @@ class Study:
 
     def __init__(self, rows: Sequence[Row], scores: Scores) -> None:
         self.rows, self.scores = rows, scores
-        self.chosen = chosen(rows)
+        self.chosen = {stage.tries: self._choice(stage) for stage in (SECOND, THIRD)}
         self.untuned = next(row for row in rows if row["run"]["variant"] == "untuned")
 
     def tables(self) -> str:
@@ -78,17 +93,27 @@ class Study:
             parts += ["### MAW against the controls", self._differences(stage, self._controls, CONTROLS)]
             parts += ["### What the selection does", self._selections(stage)]
             parts += ["### Out of domain: MS MARCO's pool", self._out_of_domain(stage)]
-        parts += ["## Recipes", self._recipes(), *self._passed_over()]
+        parts += ["## The third round's recipes", self._recipes(THIRD)]
+        parts += ["## The second round's recipes", self._recipes(SECOND), *self._passed_over()]
         parts += ["## The options that were best on dev", self._best()]
         parts += ["## Never trained before", self._scratch(), "## Options", self._options()]
         return "\n\n".join(parts) + "\n"
 
     def _stages(self) -> list[Stage]:
         """The defaults that the study had, the last one first."""
-        return [
-            Stage(f"the chosen default, {self.chosen}", "default", self.chosen),
-            Stage("the default as the study began", "main", ""),
+        chosen = [
+            Stage(f"the default that the {name} round chose, {option}", stage.everywhere, option)
+            for name, stage in (("third", THIRD), ("second", SECOND))
+            if (option := self.chosen[stage.tries]) and self._pick(phase=stage.everywhere, option=option)
         ]
+        return [*chosen, Stage("the default as the study began", "main", "")]
+
+    def _choice(self, stage: Round) -> str | None:
+        """The recipe that a round chose; None where it is not finished."""
+        try:
+            return chosen(self.rows, stage)
+        except Unfinished:
+            return None
 
     # Runs and their scores
 
@@ -98,9 +123,12 @@ class Study:
         return sorted(found, key=lambda row: row["run"]["seed"])
 
     def _of(self, stage: Stage, train: str, variant: str) -> list[Row]:
-        """A variant's rows; twins and controls are those of every default of the phase."""
+        """A variant's rows. Twins and controls are those of every default of the phase, and in the third round those of
+        the second, but for the controls that draw."""
         own = {"option": stage.option} if variant in MAW else {}
-        return self._pick(phase=stage.phase, train=train, variant=variant, **own)
+        earlier = stage.phase == THIRD.everywhere and variant not in (*MAW, *DRAWING)
+        phase = SECOND.everywhere if earlier else stage.phase
+        return self._pick(phase=phase, train=train, variant=variant, **own)
 
     def _mean(self, row: Row, train: str, kind: str = "") -> float:
         """The mean over the training set's domains of the mean over their test queries."""
@@ -235,21 +263,31 @@ class Study:
 
     # Recipes and options
 
-    def _recipes(self) -> str:
+    def _recipes(self, stage: Round) -> str:
         lines, found = [], []
         for train, variant in RECIPES_ON:
             twins = self._pick(phase="main", train=train, variant=variant.replace("maw", "dense"))
-            begun = self._pick(phase="main", train=train, variant=variant)
-            tried = {name: self._pick(phase="recipes", train=train, variant=variant, option=name) for name in RECIPES}
+            begun = self._pick(phase="main", train=train, variant=variant) if stage is SECOND else []
+            tried = {
+                option: self._pick(phase=stage.tries, train=train, variant=variant, option=option)
+                for option in stage.recipes
+            }
             for option, rows in {"as the study began": begun, **tried}.items():
                 if rows:
                     lines.append([train, variant, option, f"{statistics.mean(map(dev, rows)):.4f}"])
                     lines[-1] += [self._marked(rows, train), *self._selection(rows, train)]
                     found.append((train, self._compared(rows, twins, _splits(train), f"{variant}, {option}")))
+        if not lines:
+            return "Not yet run."
+        choice = self.chosen[stage.tries]
+        named = [
+            ", ".join(names) or "none"
+            for names in (selecting(self.rows, stage), working(self.rows, stage) if choice else [])
+        ]
         note = (
             "Recipes whose selection works on dev (half of the depths alive in every run; on average over seeds .01 "
-            f"nat in the weights and a gap under .001): {', '.join(working(self.rows)) or 'none'}. The best of them "
-            "on dev is the default; if none works, the best of all."
+            f"nat in the weights and a gap under .001): {named[0]}. Of these at most .003 below the twin on dev: "
+            f"{named[1]}. The best of them on dev is the default; if there is none, the best of all: {choice or '-'}."
         )
         heads = ["training set", "variant", "recipe", "dev", "test", *SELECTION]
         return f"{note}\n\n{table(heads, lines)}\n\n{comparisons(found)}"
@@ -257,7 +295,7 @@ class Study:
     def _passed_over(self) -> list[str]:
         """Recipes that were run as a default before a rule or another recipe took their place."""
         run = {row["run"]["option"] for row in self._pick(phase="default") if row["run"]["variant"] in MAW}
-        stages = [Stage(name, "default", name) for name in sorted(run - {self.chosen})]
+        stages = [Stage(name, "default", name) for name in sorted(run - {self.chosen[SECOND.tries]})]
         if not stages:
             return []
         parts = ["### Recipes that were run as a default and passed over"]
