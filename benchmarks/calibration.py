@@ -1,4 +1,4 @@
-"""How soon does a policy tell texts apart, from raw states and from calibrated ones?
+"""How soon does a policy tell texts apart: from raw states, from calibrated ones, and above baselines of depths?
 
     python benchmarks/calibration.py --data FOLDER [--output FILE.json] [--commit COMMIT] [--texts 1000] [--seeds 3]
 
@@ -7,7 +7,8 @@ documents of four data sets. On two thirds of the texts a selector is trained by
 measured what its choice has in common for all texts, KL(mean policy || uniform), and what it shares with the text, the
 mutual information of depth and text; both in nats, and together KL(policy || uniform). Part of the information is that
 queries differ from documents, so it is measured among each of them, too. The encoder does not move, so this is what the
-policy can do, not what it does in training.
+policy can do, not what it does in training. With baselines of depths queries are compared with queries and documents
+with documents, as in training, where they are forwards of their own.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ SETS = ("pydocs", "nfcorpus", "nq-qed", "tldr-commands")
 STEPS = (50, 125, 500)
 LEARNING_RATES = (1e-4, 3e-4)
 BATCH = 128
+KINDS = ((False, False), (True, False), (True, True))
+"""Calibrated, with baselines of depths."""
 
 
 class Recorded(NamedTuple):
@@ -78,7 +81,7 @@ def texts_of(name: str, data: Path, number: int) -> list[list[str]]:
     ]
 
 
-def train(found: Recorded, *, calibrate: bool, steps: int, learning_rate: float, seed: int) -> Selector:
+def train(found: Recorded, *, calibrate: bool, baseline: bool, steps: int, learning_rate: float, seed: int) -> Selector:
     """GRPO on recorded states: warm-up over a tenth, linear decay, AdamW, as in training."""
     torch.manual_seed(seed)
     config = MAWConfig()
@@ -100,6 +103,9 @@ def train(found: Recorded, *, calibrate: bool, steps: int, learning_rate: float,
         logits = selector.policy(state)
         chosen = grpo.sample_group(logits, config.group_size)
         reward = found.reward[batch].gather(1, chosen)
+        if baseline:
+            depth = found.reward.shape[1]
+            reward = reward - grpo.depth_baselines(reward, chosen + depth * found.is_query[batch, None], 2 * depth)
         before = grpo.log_probability(logits.detach(), chosen)
         loss, _, _ = grpo.group_loss(logits, selector.value(state), chosen, reward, before, **settings)
         optimiser.zero_grad()
@@ -160,14 +166,19 @@ def main() -> None:
             }
         )
         print(states[-1], flush=True)
-        for steps, rate, calibrate in itertools.product(STEPS, LEARNING_RATES, (False, True)):
-            measured = [
-                measure(train(own, calibrate=calibrate, steps=steps, learning_rate=rate, seed=seed), held_out)
-                for seed in range(asked.seeds)
-            ]
+        for steps, rate, (calibrate, baseline) in itertools.product(STEPS, LEARNING_RATES, KINDS):
+            settings = {"calibrate": calibrate, "baseline": baseline, "steps": steps, "learning_rate": rate}
+            measured = [measure(train(own, **settings, seed=seed), held_out) for seed in range(asked.seeds)]
             means = {key: statistics.mean(one[key] for one in measured) for key in measured[0]}
             spread = [min(one["information"] for one in measured), max(one["information"] for one in measured)]
-            row = {"data": name, "steps": steps, "learning rate": rate, "calibrated": calibrate, **means}
+            row = {
+                "data": name,
+                "steps": steps,
+                "learning rate": rate,
+                "calibrated": calibrate,
+                "baselines": baseline,
+                **means,
+            }
             rows.append(row | {"information, smallest and largest": spread})
             print({key: round(v, 4) if isinstance(v, float) else v for key, v in rows[-1].items()}, flush=True)
     finish({"states": states, "rows": rows}, device, asked)

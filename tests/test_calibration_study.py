@@ -31,12 +31,14 @@ def test_a_calibrated_policy_tells_texts_apart_sooner(study):
     reward = -0.5 + 0.06 * torch.randn(8) + 0.02 * own @ torch.randn(24, 8) / 24**0.5
     found = study.Recorded(state, reward, torch.arange(600) < 300)
     settings = {"steps": 60, "learning_rate": 1e-3, "seed": 0}
-    raw, calibrated = (
-        study.measure(study.train(found, calibrate=calibrate, **settings), found)["information"]
-        for calibrate in (False, True)
+    raw, calibrated, above = (
+        study.measure(study.train(found, calibrate=calibrate, baseline=baseline, **settings), found)
+        for calibrate, baseline in study.KINDS
     )
-    assert calibrated > 3 * raw
-    assert calibrated > 0.003
+    assert calibrated["information"] > 3 * raw["information"]
+    assert calibrated["information"] > 0.003
+    assert above["information"] > calibrated["information"]
+    assert above["common"] < 0.1 * calibrated["common"]
 
 
 def test_what_is_measured_is_that_of_known_policies(study):
