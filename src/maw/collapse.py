@@ -49,8 +49,8 @@ ADVICE: dict[str, str] = {
     ),
     "dead depths": "lower auxiliary_weight, raise entropy_weight, or use fewer depths (depth)",
     "uniform hedging": (
-        "nothing is broken: the depth weights are noise around 1/D. To train a choice lower kl_weight, raise "
-        "auxiliary_weight or MAW's learning rate, train longer, or begin with calibrate=True; to do without use "
+        "nothing is broken: the depth weights are noise around 1/D. To train a choice set calibrate=True and "
+        "depth_baseline=True and raise auxiliary_weight, to 10 at tau=1, or lower kl_weight; to do without use "
         "selection='uniform'"
     ),
     "constant reward": (
