@@ -180,8 +180,8 @@ class Trainer(SentenceTransformerTrainer):
         """
         statistics, data = [], []
         if "loss" in logs:
-            statistics = [statistic for layer in maw_layers(self.model) if (statistic := layer.collect())]
-            statistics = [self.accelerator.reduce(statistic, reduction="mean") for statistic in statistics]
+            collected = [statistic for layer in maw_layers(self.model) if (statistic := layer.collect())]
+            statistics = [self._of_all_processes(statistic) for statistic in collected]
             data = gather_object([self.data])
         if statistics:
             for name in statistics[0]:
@@ -201,6 +201,12 @@ class Trainer(SentenceTransformerTrainer):
         if "loss" in logs and (self.probed is None or self.state.global_step >= self.probed + PROBE_EVERY):
             found += self.probe()
         self._write(entry, found)
+
+    def _of_all_processes(self, statistic: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The means over processes, on the CPU; copied at once, for each copy waits for the device."""
+        flat = torch.cat([value.flatten() for value in statistic.values()])
+        means = self.accelerator.reduce(flat, reduction="mean").cpu().split([v.numel() for v in statistic.values()])
+        return {name: mean.view_as(value) for (name, value), mean in zip(statistic.items(), means, strict=True)}
 
     @property
     def selector(self) -> dict[str, float] | None:
