@@ -12,15 +12,8 @@ from typing import Literal, TypeAlias
 
 from numpy.typing import ArrayLike
 
-from maw.benchmark.statistics import (
-    as_matrix,
-    bootstrap_interval,
-    check_share,
-    holm,
-    paired_randomisation_test,
-    smallest_detectable_difference,
-    standard_error,
-)
+from maw.benchmark.power import as_matrix, check_share, smallest_detectable_difference, standard_error
+from maw.benchmark.statistics import bootstrap_interval, holm, paired_randomisation_test
 from maw.errors import MAWError
 
 __all__ = ["Comparison", "Verdict", "compare", "correct"]

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from maw.benchmark.statistics import check_share, scaled_interval
+from maw.benchmark.power import check_share
+from maw.benchmark.statistics import scaled_interval
 from maw.errors import MAWError
 
 __all__ = ["mean_intervals"]

@@ -1,11 +1,11 @@
-"""Is a variant better than its twin, or was it luck? Tests, intervals and corrections on paired values.
+"""Is a variant better than its twin, or was it luck? A test, an interval and a correction on paired values.
 
 The unit is the query: both systems answer the same queries, so their values are compared query by query. Where a system
 was trained with several seeds, values form a matrix (seeds, queries); row s of both systems used seed s, and column j
 of both is query j. Higher values are better.
 
-`compare` makes one comparison; `correct` takes all comparisons of a table, corrects their p-values for their
-number, and only then gives verdicts.
+How much a mean of such values varies, and what a test could find, is in `maw.benchmark.power`; one whole comparison in
+`maw.benchmark.comparison`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from maw.benchmark.power import as_matrix, check_queries, check_share, own_share, standard_error
 from maw.errors import MAWError
 
-__all__ = [
-    "as_matrix",
-    "bootstrap_interval",
-    "check_share",
-    "holm",
-    "paired_randomisation_test",
-    "scaled_interval",
-    "smallest_detectable_difference",
-    "standard_error",
-]
-
+__all__ = ["bootstrap_interval", "holm", "paired_randomisation_test", "scaled_interval"]
 
 _BLOCK = 4_000_000  # numbers drawn at a time: bounds the memory of the resampling loops to some 100 MB
 
@@ -82,7 +73,7 @@ def paired_randomisation_test(a: ArrayLike, b: ArrayLike, *, samples: int = 100_
     difference, seeds = matrix.mean(axis=0), len(matrix)
     total_difference = difference.sum()
     if seeds > 1:
-        deviation = (matrix.mean(axis=1) - matrix.mean()) * math.sqrt(seeds / (seeds - 1) * _own_share(matrix))
+        deviation = (matrix.mean(axis=1) - matrix.mean()) * math.sqrt(seeds / (seeds - 1) * own_share(matrix))
         difference = np.concatenate([difference, deviation * matrix.shape[1] / seeds])
     difference = difference[difference != 0]
     pairs = len(difference)
@@ -141,7 +132,7 @@ def bootstrap_interval(
     """
     matrix = as_matrix("differences", differences)
     seeds, queries = matrix.shape
-    _two_queries(queries)
+    check_queries(queries)
     check_share("level", level)
     _at_least_one("samples", samples)
     rng = np.random.default_rng(seed)
@@ -201,91 +192,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def standard_error(differences: ArrayLike) -> float:
-    """Return the standard error SE of the mean of paired differences, over queries and seeds.
-
-    SE^2 = V / Q for Q queries, V their sample variance. For a matrix of S >= 2 seeds, with V_q the variance of the
-    queries' means over seeds, V_s that of the seeds' means over queries and V_e that of what both leave over,
-    SE^2 = V_q / Q + V_s / S - V_e / (S Q), and at least V_q / Q.
-
-    Args:
-        differences: one a query, or a matrix (seeds, queries).
-
-    Returns:
-        SE, in the metric's own unit.
-
-    Raises:
-        MAWError: fewer than two queries, or a value that is not finite.
-
-    Source: the two-way random-effects analysis of variance, for instance Searle, Casella and McCulloch (1992), Variance
-    Components, chapter 4.
-
-    Example:
-        >>> round(standard_error([0.1, -0.1, 0.2, 0.0]), 4)  # 0.1291 / sqrt(4)
-        0.0645
-    """
-    matrix = as_matrix("differences", differences)
-    seeds, queries = matrix.shape
-    _two_queries(queries)
-    squared = matrix.mean(axis=0).var(ddof=1) / queries
-    if seeds > 1:
-        squared += matrix.mean(axis=1).var(ddof=1) / seeds * _own_share(matrix)
-    return math.sqrt(squared)
-
-
-def smallest_detectable_difference(error: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Return the true mean difference that a two-sided test at `alpha` would find with probability `power`.
-
-        delta = (z(1 - alpha / 2) + z(power)) SE
-
-    with z the quantile of the normal distribution. Of m tests that Holm corrects together the first has to pass
-    alpha / m: give that as `alpha` for what a table would find. With two to five seeds `paired_randomisation_test`
-    finds less, since it lets every seed be lucky. A result that shows no difference means only that the difference is
-    probably smaller than this.
-
-    Args:
-        error: SE, the standard error of the mean difference.
-        alpha: the level of the test.
-        power: the probability of finding the difference.
-
-    Returns:
-        The difference, in the metric's own unit.
-
-    Raises:
-        MAWError: `alpha` or `power` not between 0 and 1.
-
-    Source: the normal approximation, for instance Cohen (1988), Statistical Power Analysis, chapter 2.
-
-    Example:
-        >>> round(smallest_detectable_difference(0.0645), 4)  # 2.8016 * 0.0645
-        0.1807
-    """
-    from scipy.special import ndtri
-
-    check_share("alpha", alpha)
-    check_share("power", power)
-    return float((ndtri(1 - alpha / 2) + ndtri(power)) * error)
-
-
-def as_matrix(name: str, values: ArrayLike) -> NDArray[np.float64]:
-    """Finite values as (seeds, queries)."""
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise MAWError(f"{name} must be numbers with rows of equal length, got {error}: check every seed") from error
-    if array.ndim not in (1, 2) or array.size == 0:
-        raise MAWError(
-            f"{name} must be one or more numbers, one a query or a matrix (seeds, queries), got shape {array.shape}: "
-            "evaluate on at least one query"
-        )
-    if not np.isfinite(array).all():
-        raise MAWError(
-            f"{name} must be finite, got {int((~np.isfinite(array)).sum())} values that are NaN or infinite: a query "
-            "without an answer has the value 0"
-        )
-    return np.atleast_2d(array)
-
-
 def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
     matrix = as_matrix(name, values)
     if np.ndim(values) != 1:
@@ -293,31 +199,9 @@ def _vector(name: str, values: ArrayLike) -> NDArray[np.float64]:
     return matrix[0]
 
 
-def _own_share(matrix: NDArray[np.float64]) -> float:
-    """1 - V_e / (Q V_s), at least 0: how much of the variance of the seeds' means is not left over from queries."""
-    seeds, queries = matrix.shape
-    of_query, of_seed = matrix.mean(axis=0), matrix.mean(axis=1)
-    spread = of_seed.var(ddof=1)
-    if spread == 0 or queries < 2:
-        return float(queries < 2)
-    residual = matrix - of_query - of_seed[:, None] + matrix.mean()
-    return max(0.0, 1 - (residual**2).sum() / ((seeds - 1) * (queries - 1)) / (queries * spread))
-
-
 def _shape(matrix: NDArray[np.float64]) -> str:
     seeds, queries = matrix.shape
     return str(queries) if seeds == 1 else f"{queries} for {seeds} seeds"
-
-
-def _two_queries(queries: int) -> None:
-    if queries < 2:
-        raise MAWError(f"a spread needs at least two queries, got {queries}: evaluate on more queries")
-
-
-def check_share(name: str, value: float) -> None:
-    """Raise unless `value` lies between 0 and 1."""
-    if not 0 < value < 1:
-        raise MAWError(f"{name} must lie between 0 and 1, got {value}: for instance 0.05 for alpha, 0.95 for a level")
 
 
 def _at_least_one(name: str, value: int) -> None:
