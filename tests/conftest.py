@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 
@@ -39,6 +40,20 @@ class TensorRecorder(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def build_pydocs() -> Callable:
+    """`maw.retrieval.data.pydocs.build` that reads the standard library at its first call only."""
+    from maw.retrieval.data import pydocs
+
+    return functools.cache(pydocs.build)
+
+
+@pytest.fixture
+def pydocs_read_once(build_pydocs: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever this process loads "pydocs" it is the one that is in memory; `test_two_builds_are_equal` says why."""
+    monkeypatch.setattr("maw.retrieval.data.pydocs.build", build_pydocs)
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def code_blocks(text):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=identify)
-def test_python_blocks_run(page, tmp_path, monkeypatch):
+def test_python_blocks_run(page, tmp_path, monkeypatch, pydocs_read_once):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}  # the blocks of a page are one program
     for line, language, code in code_blocks(text_of(page)):

@@ -16,7 +16,7 @@ SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 
 
 @pytest.fixture
-def run(capfd):
+def run(capfd, pydocs_read_once):
     """Call an example's `main` and return what it printed; `NAME ARGUMENT...` as on the command line."""
 
     def call(name, *arguments):

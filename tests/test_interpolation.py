@@ -107,7 +107,8 @@ def test_long_texts_are_interpolated_and_short_ones_exact(tokens, interpolated):
     assert error < 1e-3
 
 
-def test_the_reward_on_real_text_in_every_layer_of_the_packaged_encoder():
+@pytest.mark.parametrize(("layers", "count"), [([-1], 1), pytest.param("all", 6, marks=pytest.mark.slow)])
+def test_the_reward_on_real_text_in_layers_of_the_packaged_encoder(layers, count):
     """The mean over heads, which is the reward, within 1e-4 of the exact one for every text and slice."""
     from sentence_transformers import SentenceTransformer
 
@@ -115,7 +116,7 @@ def test_the_reward_on_real_text_in_every_layer_of_the_packaged_encoder():
     from maw.retrieval.models import packaged_encoder
 
     model = SentenceTransformer(str(packaged_encoder()), device="cpu")
-    maw.attach(model, maw.MAWConfig(layers="all"))
+    maw.attach(model, maw.MAWConfig(layers=layers))
     texts = [
         " ".join((maw.attach.__doc__, maw.MAWConfig.__doc__)),
         pytest.__doc__ + str(st.integers.__doc__),
@@ -131,7 +132,7 @@ def test_the_reward_on_real_text_in_every_layer_of_the_packaged_encoder():
             layer.register_forward_pre_hook(note, with_kwargs=True)
     with torch.no_grad():
         model(model.preprocess(texts))
-        assert len(seen) == 6
+        assert len(seen) == count
         for layer, query, key, _, mask in seen:
             channels = query.shape[-1]
             u = torch.einsum("hdc,bhic->bhdi", layer.query_views, query) / channels

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import growing
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -27,7 +28,8 @@ NAMES = ",".join(CONTROLS)
 def finished(tiny_model, toy_data, tmp_path_factory):
     output = tmp_path_factory.mktemp("controls") / "toy"
     given = ["--dataset", f"beir:{toy_data}", "--model", str(tiny_model), "--output", str(output)]
-    assert main(["benchmark", *given, *SMALL, "--variants", f"{NAMES},maw-full"]) == 0
+    with growing.report_at_the_end():
+        assert main(["benchmark", *given, *SMALL, "--variants", f"{NAMES},maw-full"]) == 0
     return output
 
 

@@ -27,19 +27,30 @@ def given(tiny_model, toy_data):
     return ["--dataset", f"beir:{toy_data}", "--model", str(tiny_model)]
 
 
-def test_in_a_pipe_all_is_plain_and_json_is_alone(tiny_model, toy_data, tmp_path):
-    words = ["benchmark", *given(tiny_model, toy_data), *SMALL, *HARD, "--variants", "bm25,maw-lora", "--json"]
+def run_in_a_pipe(words, capfdbinary, monkeypatch):
     code = "import sys; from maw import cli, progress; progress.EVERY = 0.0; sys.exit(cli.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, *words, "--output", str(tmp_path / "out")]
-    run = subprocess.run(command, capture_output=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr[-3000:].decode()
-    for raw in (run.stdout, run.stderr):
+    run = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, timeout=300, check=False)
+    return run.returncode, run.stdout, run.stderr
+
+
+def run_into_files(words, capfdbinary, monkeypatch):
+    """In this process, which has imported everything."""
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    return main(words), *capfdbinary.readouterr()
+
+
+@pytest.mark.parametrize("run", [run_into_files, pytest.param(run_in_a_pipe, marks=pytest.mark.slow)])
+def test_off_the_terminal_all_is_plain_and_json_is_alone(tiny_model, toy_data, tmp_path, capfdbinary, monkeypatch, run):
+    words = ["benchmark", *given(tiny_model, toy_data), *SMALL, *HARD, "--variants", "bm25,maw-lora", "--json"]
+    status, out, err = run([*words, "--output", str(tmp_path / "out")], capfdbinary, monkeypatch)
+    assert status == 0, err[-3000:].decode()
+    for raw in (out, err):
         assert b"\x1b" not in raw
         assert b"\r" not in raw
-    results = json.loads(run.stdout)
+    results = json.loads(out)
     assert {"verdict", "rows", "comparisons", "dataset", "output"} <= results.keys()
     assert {row["variant"] for row in results["rows"]} == {"bm25", "untuned", "dense-lora", "maw-lora"}
-    said = run.stderr.decode()
+    said = err.decode()
     assert "estimated time: " in said
     for what, total in {
         "BM25: reading documents": 20,

@@ -23,6 +23,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: install one to test pages in it")
 
 SCREENS = [(400, "light"), (400, "dark"), (1000, "light"), (1600, "light"), (1600, "dark")]
+FURTHEST = {(400, "light"), (1600, "dark")}
+"""Both widths and both schemes."""
 
 
 @pytest.fixture(scope="module")
@@ -115,21 +117,40 @@ def test_no_errors_and_no_network(browser, reports, name):
     assert visit.asked == [reports[name].as_uri()]
 
 
-MOSTLY_LARGE = [pytest.param(name, marks=pytest.mark.slow if name in ("killed", "older") else ()) for name in NAMES]
-
-
-@pytest.mark.parametrize("name", MOSTLY_LARGE)
-def test_accessible_and_never_wider_than_the_screen(browser, reports, name):
-    with Visit(browser, reports[name]) as visit:
-        # all passages of the first pair; the others have the same parts
+@pytest.fixture(params=NAMES)
+def opened(request, browser, reports) -> Iterator[Visit]:
+    """A report with all passages of its first pair; the others have the same parts."""
+    with Visit(browser, reports[request.param]) as visit:
         visit.value("document.querySelectorAll('.pair[open] details, .numbers').forEach(one => one.open = true)")
-        for width, scheme in SCREENS:
-            visit.page.set_viewport_size({"width": width, "height": 900})
-            visit.page.emulate_media(color_scheme=scheme)
-            assert visit.value("document.documentElement.scrollWidth") <= width
-            if width != 1000:
-                found = axe.Axe().run(visit.page).response["violations"]
-                assert [(one["id"], one["impact"], one["nodes"][0]["html"]) for one in found] == [], (width, scheme)
+        yield visit
+
+
+def show(visit: Visit, width: int, scheme: Any) -> None:
+    visit.page.set_viewport_size({"width": width, "height": 900})
+    visit.page.emulate_media(color_scheme=scheme)
+
+
+def test_never_wider_than_the_screen(opened):
+    for width, scheme in SCREENS:
+        show(opened, width, scheme)
+        assert opened.value("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize(
+    ("opened", "screen"),
+    [
+        # axe reads a large report for half a minute; one of a single seed has the same parts
+        pytest.param(name, screen, marks=() if name in ("one", "begun") and screen in FURTHEST else pytest.mark.slow)
+        for name in NAMES
+        for screen in SCREENS
+        if screen[0] != 1000
+    ],
+    indirect=["opened"],
+)
+def test_accessible(opened, screen):
+    show(opened, *screen)
+    found = axe.Axe().run(opened.page).response["violations"]
+    assert [(one["id"], one["impact"], one["nodes"][0]["html"]) for one in found] == []
 
 
 def test_wide_tables_scroll_in_their_own_box(browser, large):

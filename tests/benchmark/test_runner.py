@@ -8,6 +8,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import growing
 import pyarrow.parquet as pq
 import pytest
 from sentence_transformers import SentenceTransformer
@@ -32,7 +33,8 @@ def arguments(tiny_model, toy_data, output, *more):
 def finished(tiny_model, toy_data, tmp_path_factory):
     output = tmp_path_factory.mktemp("results") / "toy"
     names = "bm25,untuned,dense-lora,dense-full,maw-lora,maw-full,literal"
-    assert main(arguments(tiny_model, toy_data, output, "--variants", names, "--seeds", "2")) == 0
+    with growing.report_at_the_end():
+        assert main(arguments(tiny_model, toy_data, output, "--variants", names, "--seeds", "2")) == 0
     return output
 
 
@@ -292,6 +294,7 @@ def test_a_killed_benchmark_keeps_what_was_finished(tiny_model, toy_data, tmp_pa
     results = json.loads((tmp_path / "k" / "results.json").read_text())
     assert not results["finished"]
     assert [row["variant"] for row in results["rows"]] == ["untuned"]
+    assert "untuned" in (tmp_path / "k" / "report.html").read_text()
     assert main(arguments(tiny_model, toy_data, tmp_path / "k", "--variants", "dense-full")) == 0
     assert json.loads((tmp_path / "k" / "results.json").read_text())["finished"]
 

@@ -73,7 +73,13 @@ def test_encoding_in_one_graph_for_any_batch_and_length(backend, name):
 
 # Not both defaults at once: where the KL's gradient nearly cancels that of standardised advantages, inductor's rounding
 # shows (7 of 240 weights of one layer, by up to .0002 or .006 of the gradient); each alone agrees.
-@pytest.mark.parametrize("settings", [{"kl_weight": 0.0}, {"advantage": "leave-one-out"}], ids=["std", "KL"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"kl_weight": 0.0}, id="std", marks=pytest.mark.slow),
+        pytest.param({"advantage": "leave-one-out"}, id="KL"),
+    ],
+)
 def test_training_gives_eager_gradients_and_records(backend, settings):
     def train(compiling):
         model = carrying("bert", auxiliary_weight=10.0, **settings).train()

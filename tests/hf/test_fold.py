@@ -133,7 +133,17 @@ def encode_where_maw_cannot_be_imported(folder: Path, tmp_path: Path) -> np.ndar
     return np.load(out)
 
 
-def test_a_folded_sentence_transformer_needs_no_maw(tmp_path):
+def encode_here(folder: Path, tmp_path: Path) -> np.ndarray:
+    loaded = SentenceTransformer(str(folder), device="cpu")
+    assert not has_maw(loaded)
+    assert "maw" not in (folder / "config.json").read_text().lower()
+    return loaded.encode(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "encode", [encode_here, pytest.param(encode_where_maw_cannot_be_imported, marks=pytest.mark.slow)]
+)
+def test_a_folded_sentence_transformer_needs_no_maw(tmp_path, encode):
     """After LoRA, too, once the adapter is merged."""
     model = SentenceTransformer(str(packaged_encoder()), device="cpu")
     untouched = model.encode(TEXTS)
@@ -153,7 +163,7 @@ def test_a_folded_sentence_transformer_needs_no_maw(tmp_path):
     assert maw.fold(model) is model
     assert np.abs(model.encode(TEXTS) - expected).max() <= 1e-5
     model.save_pretrained(str(tmp_path / "folded"), create_model_card=False)
-    loaded = encode_where_maw_cannot_be_imported(tmp_path / "folded", tmp_path)
+    loaded = encode(tmp_path / "folded", tmp_path)
     assert np.array_equal(loaded, model.encode(TEXTS))
 
 

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 HALF = pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not GPU, reason="the interpreter has no bfloat16 product"))
+SLOW = () if GPU else pytest.mark.slow  # in the interpreter
 DTYPES = [torch.float32, torch.float16, HALF]
 BATCH, HEADS = 3, 2
 
@@ -146,7 +147,7 @@ def test_frozen_views_get_no_gradient():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=SLOW), True])
 @pytest.mark.parametrize(("tokens", "channels", "depth", "all_arms"), [(37, 20, 5, True), (70, 16, 19, False)])
 def test_entropy_of_slices(dtype, masked, tokens, channels, depth, all_arms):
     tensors = draw(tokens, channels, depth, dtype)
@@ -277,8 +278,8 @@ def test_a_layer_in_evaluation(selection, grad):
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
 
 
-def test_groups_are_drawn_from_the_policy():
-    draws = 4000 if GPU else 400
+@pytest.mark.parametrize("draws", [pytest.param(4000 if GPU else 400, marks=SLOW)])
+def test_groups_are_drawn_from_the_policy(draws):
     config = maw.MAWConfig(depth=5, kernels="triton", group_size=draws)
     layer = DepthAttention(config, frame_views(1, 16, 5, scaling=0.25)).to(DEVICE)
     logits = torch.tensor([0.0, 1.0, 2.0, -30.0, 0.5], device=DEVICE)

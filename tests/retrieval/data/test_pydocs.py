@@ -22,8 +22,8 @@ BODY = "return [number * number for number in range(10)]"
 
 
 @pytest.fixture(scope="module")
-def data() -> RetrievalDataset:
-    return pydocs.build()
+def data(build_pydocs) -> RetrievalDataset:
+    return build_pydocs()
 
 
 @pytest.fixture

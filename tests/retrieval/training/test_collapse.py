@@ -186,7 +186,17 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("name", PLANTED)
+FIRST = {expected: name for name, (expected, _, _) in reversed(PLANTED.items())}
+"""Of every finding, one failure that the default suite plants."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if FIRST[expected] == name else pytest.mark.slow)
+        for name, (expected, _, _) in PLANTED.items()
+    ],
+)
 def test_a_planted_failure_is_named(name, tmp_path):
     expected, settings, plant = PLANTED[name]
     config = maw.MAWConfig.recipe("literal", depth=8) if settings == "literal" else maw.MAWConfig(depth=8, **settings)
@@ -214,15 +224,24 @@ def choose_by_text(model):
 @pytest.mark.parametrize(
     ("config", "plant", "packaged"),
     [
-        (maw.MAWConfig(depth=8), None, False),
-        (maw.MAWConfig(depth=8), choose_by_text, False),
-        (maw.MAWConfig(depth=64, layers="all", estimator="exact"), None, False),
-        (maw.MAWConfig(depth=8, group_size=1, advantage="none", updates=2), None, False),
-        (maw.MAWConfig(depth=8, selection="uniform"), None, False),
-        (maw.MAWConfig(), None, True),
-        (None, None, False),
+        pytest.param(maw.MAWConfig(depth=8), None, False, id="default"),
+        pytest.param(maw.MAWConfig(depth=8), choose_by_text, False, id="chooses by text"),
+        pytest.param(
+            maw.MAWConfig(depth=64, layers="all", estimator="exact"),
+            *(None, False),
+            id="exact, all layers",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            maw.MAWConfig(depth=8, group_size=1, advantage="none", updates=2),
+            *(None, False),
+            id="groups of one",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(maw.MAWConfig(depth=8, selection="uniform"), None, False, id="uniform", marks=pytest.mark.slow),
+        pytest.param(maw.MAWConfig(), None, True, id="packaged", marks=pytest.mark.slow),
+        pytest.param(None, None, False, id="dense"),
     ],
-    ids=["default", "chooses by text", "exact, all layers", "groups of one", "uniform", "packaged", "dense"],
 )
 def test_a_healthy_training_has_no_findings(config, plant, packaged, tmp_path, caplog):
     steps = 12 if packaged else PATIENCE + 5 if plant is not None else STEPS

@@ -253,7 +253,14 @@ def test_a_killed_training_goes_on_from_its_checkpoint(trained, tmp_path, monkey
     assert {1, 2, 3, 4} <= {line["step"] for line in log if "loss" in line}
 
 
-@pytest.mark.parametrize("size", [100_000, 3_000_000, 8_000_000], ids=["tokenizers", "safetensors", "torch"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(100_000, id="tokenizers", marks=pytest.mark.slow),
+        pytest.param(3_000_000, id="safetensors", marks=pytest.mark.slow),
+        pytest.param(8_000_000, id="torch"),
+    ],
+)
 def test_a_full_disk_is_a_message_and_the_training_goes_on_later(tmp_path, size):
     """Each of the three libraries that write a checkpoint says it in another way."""
     with (

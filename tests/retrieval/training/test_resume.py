@@ -220,9 +220,10 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(uninterrupted, tmp_p
     "rounds",
     [
         pytest.param([{1: ("step", 7)}], id="once"),
-        pytest.param([{1: ("step", 4)}, {0: ("file", 25)}, {0: ("step", 9)}], id="often", marks=pytest.mark.slow),
+        pytest.param([{1: ("step", 4)}, {0: ("file", 25)}, {0: ("step", 9)}], id="often"),
     ],
 )
+@pytest.mark.slow
 def test_two_processes_killed_and_started_again_end_with_the_same_bytes(tmp_path, rounds):
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
