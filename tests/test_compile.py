@@ -164,7 +164,10 @@ def test_training_gives_eager_gradients_and_records(backend, settings):
     assert backend.frame_count == 1
 
 
-@pytest.mark.parametrize("place", ["in the graph", "around the graph", "around the graph, reentrant"])
+@pytest.mark.parametrize(
+    "place",
+    ["in the graph", "around the graph", pytest.param("around the graph, reentrant", marks=pytest.mark.slow)],
+)
 def test_a_checkpointed_layer_counts_its_texts_once(backend, place):
     # in a checkpoint inductor draws other random numbers than eager, so that nothing is drawn there
     settings = TRAININGS["gumbel" if backend.backend == "aot_eager" else "softmax, exact"]

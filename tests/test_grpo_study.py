@@ -43,7 +43,9 @@ def test_a_million_groups_against_the_exact_gradient(study, seed):
     assert found.factor > 0
 
 
-@pytest.mark.parametrize("advantage", ["std", "none", "leave-one-out"])
+@pytest.mark.parametrize(
+    "advantage", ["std", *(pytest.param(other, marks=pytest.mark.slow) for other in ("none", "leave-one-out"))]
+)
 def test_a_planted_best_arm_is_found(study, advantage):
     probability = study.found_arms(advantage, 100, arms=32, steps=150, batch=8)
     assert int((probability > 0.5).sum()) >= 99

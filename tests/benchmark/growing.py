@@ -77,7 +77,8 @@ def real_benchmark(model: Path, data: Path, output: Path) -> Benchmark:
         maw={"layers": "all", "depth": 16, "learning_rate": 0.03},  # dropout is the same: only views can move a text
         training={"batch_size": 5, "epochs": 2, "max_length": 24},
     )
-    Runner(benchmark, command="maw benchmark --variants bm25,maw-full").go()
+    with report_at_the_end():
+        Runner(benchmark, command="maw benchmark --variants bm25,maw-full").go()
     return benchmark
 
 

@@ -399,6 +399,7 @@ def test_twelve_variants_and_ten_seeds_stay_small(tmp_path: Path) -> None:
     assert "Longer logs are averaged to 100 points" in found.words()
 
 
+@pytest.mark.slow
 def test_twelve_variants_and_fifty_seeds_stay_small_and_show_every_seed(tmp_path: Path) -> None:
     path = write_report(make_folder(tmp_path / "out", variants=TWELVE, seeds=50, steps=20))
     assert path.stat().st_size < 10**6

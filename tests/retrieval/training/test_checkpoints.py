@@ -30,7 +30,9 @@ def snapshot(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora", [pytest.param(False, id="full", marks=pytest.mark.slow), pytest.param(True, id="lora")]
+)
 def test_training_ends_with_the_weights_that_were_best(tmp_path, monkeypatch, lora):
     """The first epoch is made the best of two."""
     seen = []
@@ -107,11 +109,10 @@ def trained(folder, *, reentrant=None, cached=False, lora=False):
 @pytest.mark.parametrize(  # test_cached.py and test_distributed.py have more of it, without a trainer
     ("kind", "reentrant"),
     [
-        ("full", False),
         ("cached", False),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in (("full", True), ("cached", True), ("lora", False), ("lora", True))
+            for case in (("full", False), ("full", True), ("cached", True), ("lora", False), ("lora", True))
         ),
     ],
 )
