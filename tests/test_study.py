@@ -250,14 +250,11 @@ def test_controls_have_the_settings_of_the_recipe_that_was_chosen_first(plan, mo
     assert {(run.train, run.variant, run.seed) for run in controls} == {
         (train, variant, seed)
         for train in plan.SETS
-        for variant in plan.CONTROLS
+        for variant in ("static", "ia3-key", "linear-gate")
         for seed in plan.SEEDS
-        if variant != "literal"
     }
     recipe = plan.RECIPES[modules["recipes"].FIRST_CHOICE]
     assert all(recipe.items() <= run.maw.items() for run in controls)
-    dropout = {run.maw["logit_dropout"] for run in controls if run.variant == "logit-dropout"}
-    assert dropout == {modules["recipes"].matched_dropout(recipe)}
     # what was done with a recipe before another one was chosen stays in the plan
     before = [run for run in plan.phase("default", done) if run.option][:3]
     done += [finished(plan, run, 0.5) for run in before]
@@ -286,6 +283,20 @@ def test_a_missing_run_is_waited_for_and_a_failed_one_drops_its_recipe(plan):
 def test_matched_dropout_has_the_variance_of_the_depth_noise(modules, tau, noise):
     share = modules["recipes"].matched_dropout({"tau": tau, "noise": noise})
     assert share / (1 - share) == pytest.approx(0.0129 * (5 * noise / tau) ** 2, rel=1e-3)
+
+
+def test_a_run_is_done_with_the_share_of_dropout_that_it_names(plan, modules):
+    """A variant's own share stands before a user's; in the study what a run says is what it does."""
+    done, settings = recipes_done(plan, tries="shortlist"), modules["training"].maw_config
+    matched = [run for run in plan.phase("final", done) if run.variant == "logit-dropout"]
+    recipe = modules["recipes"].SHORTLIST[plan.chosen(done)]
+    assert {settings(run).logit_dropout for run in matched} == {modules["recipes"].matched_dropout(recipe)}
+    assert {settings(run).mechanism for run in matched} == {"logit-dropout"}
+    begun = plan.Run("main", "mixed", "logit-dropout", 0)
+    assert (settings(begun).logit_dropout, settings(begun).tau) == (0.013, 5.0)
+    option = plan.Run("options", "pydocs", "maw-full", 10, maw=plan.OPTIONS["logit dropout .3"])
+    assert (settings(option).logit_dropout, settings(option).mechanism) == (0.3, "logit-dropout")
+    assert settings(plan.Run("main", "mixed", "dense-full", 0)) is None
 
 
 def test_the_scratch_twins_rate_is_the_best_of_its_search(plan):

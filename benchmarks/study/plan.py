@@ -271,8 +271,10 @@ def _pairs(results: Results, stage: Round, option: str) -> Iterable[Run]:
 
 
 def _controls(results: Results) -> Iterable[Run]:
-    controls = tuple(name for name in CONTROLS if name != "literal")  # which has settings of its own
-    yield from _controls_of(results, SECOND, FIRST_CHOICE, controls)
+    quiet = tuple(name for name in CONTROLS if name not in (*DRAWING, "literal"))  # which has settings of its own
+    yield from _controls_of(results, SECOND, FIRST_CHOICE, quiet)
+    # those that draw are the third round's; these had logit dropout of .013, whatever their settings say
+    yield from _finished(list(_controls_of(results, SECOND, FIRST_CHOICE, DRAWING)), results)
 
 
 def _controls_of(results: Results, stage: Round, option: str, controls: Sequence[str]) -> Iterable[Run]:

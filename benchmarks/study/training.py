@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from transformers import BertConfig, BertModel, set_seed
 from maw.benchmark.resources import describe_environment
 from maw.benchmark.variants import VARIANTS
 from maw.commands import quiet_libraries
+from maw.config import MAWConfig
 from maw.hf.attach import attach, maw_layers
 from maw.hf.lora import lora_config
 from maw.retrieval.aside import write_json
@@ -35,7 +36,7 @@ from maw.retrieval.models import load_encoder
 from maw.retrieval.training.fine_tuning import count_parameters, train
 from maw.retrieval.training.settings import TrainingSettings
 
-__all__ = ["do_run", "quiet"]
+__all__ = ["do_run", "maw_config", "quiet"]
 
 POSITIVES = 5
 """At most so many relevant documents a query: NFCorpus has 43 on average."""
@@ -103,11 +104,15 @@ def do_run(run: Run, asked: argparse.Namespace, device: torch.device) -> None:
     write_json(folder / f"{run.name}.json", result)
 
 
+def maw_config(run: Run) -> MAWConfig | None:
+    """The run's settings of MAW. Of logit dropout it has its own share, where a variant's would stand before it."""
+    settings = {"seed": run.seed, **BEGAN, **{name: value for name, value in run.maw.items() if name != "weights per"}}
+    config = VARIANTS[run.variant].maw_config(settings)
+    return None if config is None else replace(config, logit_dropout=settings["logit_dropout"])
+
+
 def _train(model: SentenceTransformer, run: Run, asked: argparse.Namespace) -> dict[str, Any]:
-    variant = VARIANTS[run.variant]
-    changes = dict(run.maw)
-    weights_per = changes.pop("weights per", None)
-    config = variant.maw_config({"seed": run.seed, **BEGAN, **changes})
+    config, weights_per = maw_config(run), run.maw.get("weights per")
     settings = TrainingSettings(
         learning_rate=run.learning_rate,
         epochs=run.epochs,
@@ -121,7 +126,7 @@ def _train(model: SentenceTransformer, run: Run, asked: argparse.Namespace) -> d
         attach(model, config)
     for layer in maw_layers(model) if weights_per else []:
         refine(layer, weights_per)
-    if variant.tuning == "lora":
+    if VARIANTS[run.variant].tuning == "lora":
         model.add_adapter(lora_config(model))
     found: dict[str, Any] = {"parameters": count_parameters(model)}
     if config is not None:

@@ -82,7 +82,7 @@ def test_other_ways_to_name_a_control_that_do_not_exist_are_refused(tiny_model, 
     assert "ia3-key, linear-gate, logit-dropout, got 'ia3'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("tau", "share"), [(5.0, LOGIT_DROPOUT), (10.0, 0.0026)])
+@pytest.mark.parametrize(("tau", "share"), [(5.0, 0.013), (maw.MAWConfig().tau, LOGIT_DROPOUT)])
 def test_logit_dropout_is_matched_to_the_noise_of_depths_on_real_text(tau, share):
     """The variance of depth noise on a logit, less the mean over keys, over the mean square logit is p / (1 - p)."""
     file = Path(os.environ.get("MAW_DATA", "")) / "msmarco-passage-pool" / "corpus.jsonl"
