@@ -52,7 +52,7 @@ def build_pydocs() -> Callable:
 
 @pytest.fixture
 def pydocs_read_once(build_pydocs: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever this process loads "pydocs" it is the one that is in memory; `test_two_builds_are_equal` says why."""
+    """Where this process loads "pydocs" it gets what is in memory: any two builds are equal (`test_pydocs.py`)."""
     monkeypatch.setattr("maw.retrieval.data.pydocs.build", build_pydocs)
 
 

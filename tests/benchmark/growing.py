@@ -74,7 +74,7 @@ def real_benchmark(model: Path, data: Path, output: Path) -> Benchmark:
         preset="full",
         output=output,
         device="cpu",
-        maw={"layers": "all", "depth": 16, "learning_rate": 0.03},  # dropout is the same: only views can move a text
+        maw={"layers": "all", "depth": 16, "learning_rate": 0.03},  # twins share their dropout
         training={"batch_size": 5, "epochs": 2, "max_length": 24},
     )
     with report_at_the_end():

@@ -140,7 +140,12 @@ def test_never_wider_than_the_screen(opened):
     ("opened", "screen"),
     [
         # axe reads a large report for half a minute; one of a single seed has the same parts
-        pytest.param(name, screen, marks=() if name in ("one", "begun") and screen in FURTHEST else pytest.mark.slow)
+        pytest.param(
+            name,
+            screen,
+            id=f"{name}, {screen[0]} {screen[1]}",
+            marks=() if name in ("one", "begun") and screen in FURTHEST else pytest.mark.slow,
+        )
         for name in NAMES
         for screen in SCREENS
         if screen[0] != 1000
