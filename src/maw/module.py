@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -129,20 +130,14 @@ class DepthAttention(nn.Module):
                 `maw.hf.inputs` alone looks for that).
         """
         check_layer_arguments(query, key, value, mask, self.query_views)
-        with torch.autocast(query.device.type, enabled=False):
-            if apart and self.training and not torch.compiler.is_compiling():
-                with drawing_apart(query.device):
-                    query_transformed = self._transformed(query, key, mask)
-            else:
-                query_transformed = self._transformed(query, key, mask)
+        device, apart = query.device, apart and self.training and not torch.compiler.is_compiling()
+        with torch.autocast(device.type, enabled=False), drawing_apart(device) if apart else nullcontext():
+            query_transformed = (self._one_step if self._is_one_step(query) else self._composed)(query, key, mask)
         if attend is None:
             attention_mask = None if mask is None else mask[:, None, None, :]
             key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
             return F.scaled_dot_product_attention(query_transformed, key, value, attention_mask, scale=self.scaling)
         return attend(query_transformed)
-
-    def _transformed(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-        return (self._one_step if self._is_one_step(query) else self._composed)(query, key, mask)
 
     def _composed(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
         """The transformed query, operation by operation."""
