@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +105,9 @@ def do_run(run: Run, asked: argparse.Namespace, device: torch.device) -> None:
 
 
 def maw_config(run: Run) -> MAWConfig | None:
-    """The run's settings of MAW. Of logit dropout it has its own share, where a variant's would stand before it."""
-    settings = {"seed": run.seed, **BEGAN, **{name: value for name, value in run.maw.items() if name != "weights per"}}
-    config = VARIANTS[run.variant].maw_config(settings)
-    return None if config is None else replace(config, logit_dropout=settings["logit_dropout"])
+    """The run's settings of MAW."""
+    changes = {name: value for name, value in run.maw.items() if name != "weights per"}
+    return VARIANTS[run.variant].maw_config({"seed": run.seed, **BEGAN, **changes})
 
 
 def _train(model: SentenceTransformer, run: Run, asked: argparse.Namespace) -> dict[str, Any]:

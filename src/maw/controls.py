@@ -81,7 +81,7 @@ class IA3Key(Control):
         self.factor = nn.Parameter(torch.ones(heads, 1, channels))
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *, attend: Any, apart: Any = False
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *, attend: Any, apart: bool = False
     ) -> Any:
         """The host's attention on scaled queries, which is that on scaled keys."""
         return attend((query * self.factor).to(query.dtype))
@@ -110,7 +110,7 @@ class LinearGate(Control):
         nn.init.zeros_(self.up.bias)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *, attend: Any, apart: Any = False
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *, attend: Any, apart: bool = False
     ) -> Any:
         """The host's attention on gated queries."""
         with torch.autocast(query.device.type, enabled=False):  # the host's attention keeps the caller's own
@@ -132,7 +132,7 @@ class LogitDropout(Control):
     """
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *, attend: Any, apart: Any = False
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Any = None, *, attend: Any, apart: bool = False
     ) -> Any:
         """The host's attention, with the difference that dropout makes added to its logits."""
         if not self.training or not self.config.logit_dropout:

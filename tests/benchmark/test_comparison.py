@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
-import doctest
 import json
 import math
 
 import numpy as np
 import pytest
 
-import maw.benchmark.comparison as module
 from maw.benchmark.comparison import Comparison, compare, correct
 from maw.benchmark.power import smallest_detectable_difference, standard_error
 from maw.benchmark.statistics import holm, paired_randomisation_test
@@ -77,9 +75,3 @@ def test_a_difference_that_hangs_on_one_seed_is_not_shown() -> None:
 def test_bad_input_is_refused(call, message: str) -> None:
     with pytest.raises(MAWError, match=message):
         call()
-
-
-def test_the_examples_run() -> None:
-    result = doctest.testmod(module)
-    assert result.attempted
-    assert not result.failed

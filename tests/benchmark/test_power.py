@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import doctest
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-import maw.benchmark.power as module
 from maw.benchmark.comparison import compare, correct
 from maw.benchmark.power import smallest_detectable_difference, standard_error
 from maw.errors import MAWError
@@ -55,9 +53,3 @@ def test_a_table_finds_what_it_says_it_would_find() -> None:
 def test_bad_input_is_refused(call, message: str) -> None:
     with pytest.raises(MAWError, match=message):
         call()
-
-
-def test_the_examples_run() -> None:
-    result = doctest.testmod(module)
-    assert result.attempted
-    assert not result.failed

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import itertools
 import math
 
@@ -248,9 +247,3 @@ def test_holm_is_monotone_and_does_not_mind_the_order(p_values: list[float], ord
 def test_bad_input_is_refused(call, message: str) -> None:
     with pytest.raises(MAWError, match=message):
         call()
-
-
-def test_the_examples_run() -> None:
-    result = doctest.testmod(module)
-    assert result.attempted
-    assert not result.failed

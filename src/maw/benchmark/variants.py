@@ -35,11 +35,15 @@ class Variant:
     changes: dict[str, Any] = field(default_factory=dict)
 
     def maw_config(self, settings: dict[str, Any]) -> MAWConfig | None:
-        """The MAW settings of this variant, given the user's; None without MAW."""
+        """The MAW settings of this variant, given the user's; None without MAW.
+
+        What makes a variant stands before what is given; a share of logit dropout that is given stands before its own.
+        """
         if self.recipe is None:
             return None
         if self.recipe == "default":
-            return MAWConfig(**{**settings, **self.changes})
+            share = {name: settings[name] for name in ("logit_dropout",) if name in settings}
+            return MAWConfig(**{**settings, **self.changes, **share})
         # another recipe keeps only where MAW sits and how large it is
         kept = {name: settings[name] for name in ("layers", "depth", "num_heads", "seed") if name in settings}
         return MAWConfig.recipe(self.recipe, **{**kept, **self.changes})
