@@ -6,10 +6,11 @@ recipes     the second round: candidates for MAW's default, on two training sets
 default     the one that is best on dev, of those whose selection works, beside dense twins, on every set
 controls    what is to be told apart from it, on every set, with its settings
 shortlist   the third round, from here on with draws apart from dropout's: what the two before leave to choose from
-final       the one of these that is best on dev, in the same way, and the controls that draw
+final       the one of these that is best on dev, in the same way, beside dense twins and all controls
 options     changes of it, on one training set
 scratch     a small encoder that was never trained: its twin's learning rate, then MAW
 best        the options that were best on dev, on every training set
+further     the runs of `final` with five more seeds
 """
 
 from __future__ import annotations
@@ -43,21 +44,26 @@ __all__ = [
 
 SETS = (*DOMAINS, "mixed")
 SEEDS = range(5)
+FURTHER_SEEDS = range(5, 10)
 TUNING_SEED = 1000
 CONTROLS = ("static", "ia3-key", "linear-gate", "random", "literal", "logit-dropout")
 DRAWING = ("random", "logit-dropout")
 """Controls with noise of their own."""
-PHASES = ("tuning", "main", "recipes", "default", "shortlist", "final", "controls", "options", "scratch", "best")
+PHASES = (
+    *("tuning", "main", "recipes", "default", "shortlist", "final"),
+    *("controls", "options", "scratch", "best", "further"),
+)
 RESTS_ON: dict[str, set[str]] = {
     "tuning": set(),
     "recipes": {"tuning"},
     "default": {"tuning", "main", "recipes"},
     "controls": {"tuning"},
     "shortlist": {"tuning"},
-    "final": {"tuning", "main", "shortlist"},
+    "final": {"tuning", "shortlist"},
     "scratch": {"shortlist"},
     "options": {"tuning", "shortlist"},
     "best": {"tuning", "shortlist", "options"},
+    "further": {"tuning", "shortlist"},
     "main": {"tuning"},
 }
 LEARNING_RATES = {"full": (2e-5, 5e-5, 1e-4, 2e-4), "lora": (2e-4, 5e-4, 1e-3, 2e-3)}
@@ -121,6 +127,7 @@ def phase(name: str, results: Results, *, strict: bool = False) -> list[Run]:
         "main": _main,
         "best": _best,
         "scratch": _scratch,
+        "further": _further,
     }
     runs: list[Run] = []
     try:
@@ -156,14 +163,17 @@ def tuned(results: Results, train: str, tuning: str, encoder: str = "minilm") ->
 
 
 class Round(NamedTuple):
-    """Recipes that are tried on some training sets, and the phase in which the best of them runs everywhere."""
+    """Recipes that are tried on some training sets, the phase of the twins they are compared with, and the phase in
+    which the best of them runs everywhere."""
 
     tries: str
     recipes: Mapping[str, Mapping[str, Any]]
+    twins: str
     everywhere: str
 
 
-SECOND, THIRD = Round("recipes", RECIPES, "default"), Round("shortlist", SHORTLIST, "final")
+SECOND = Round("recipes", RECIPES, "main", "default")
+THIRD = Round("shortlist", SHORTLIST, "shortlist", "final")
 
 
 def _recipes(results: Results) -> Iterable[Run]:
@@ -171,6 +181,9 @@ def _recipes(results: Results) -> Iterable[Run]:
 
 
 def _shortlist(results: Results) -> Iterable[Run]:
+    for seed, (train, variant) in itertools.product(SEEDS, RECIPES_ON):
+        tuning = variant.removeprefix("maw-")
+        yield Run("shortlist", train, f"dense-{tuning}", seed, **tuned(results, train, tuning))
     yield from _tries(results, THIRD)
 
 
@@ -224,9 +237,9 @@ def selecting(results: Results, stage: Round = THIRD) -> list[str]:
 def _loses_little(results: Results, stage: Round, option: str) -> bool:
     """Against the twins of the same training set, on average over seeds."""
     for (train, variant), rows in _cells(results, stage.tries, option).items():
-        twins = _cells(results, "main", "").get((train, variant.replace("maw", "dense")), [])
+        twins = _cells(results, stage.twins, "").get((train, variant.replace("maw", "dense")), [])
         if len(twins) < len(rows):
-            raise Unfinished(f"the twins of {variant} on {train} are not finished: run --phases main first")
+            raise Unfinished(f"the twins of {variant} on {train} are not finished: run --phases {stage.twins} first")
         if statistics.mean(map(dev, twins)) - statistics.mean(map(dev, rows)) > LARGEST_LOSS:
             return False
     return True
@@ -254,17 +267,20 @@ def _default(results: Results) -> Iterable[Run]:
     yield from _finished([run for run in others if run.option], results)
 
 
-def _final(results: Results) -> Iterable[Run]:
-    """Dense twins, and controls that draw nothing, are the second round's: nothing changed for them."""
+def _final(results: Results, seeds: Iterable[int] = SEEDS) -> Iterable[Run]:
     option = chosen(results)
-    yield from (run for run in _pairs(results, THIRD, option) if run.option)
-    yield from _controls_of(results, THIRD, option, DRAWING)
+    yield from _pairs(results, THIRD, option, seeds)
+    yield from _controls_of(results, THIRD, option, [name for name in CONTROLS if name != "literal"], seeds)
 
 
-def _pairs(results: Results, stage: Round, option: str) -> Iterable[Run]:
+def _further(results: Results) -> Iterable[Run]:
+    yield from _final(results, FURTHER_SEEDS)
+
+
+def _pairs(results: Results, stage: Round, option: str, seeds: Iterable[int] = SEEDS) -> Iterable[Run]:
     """A recipe and its twins, the long ones first."""
     sets = ("mixed", "tldr-commands", "nfcorpus", "pydocs", "nq-qed")
-    for train, seed, variant in itertools.product(sets, SEEDS, ("dense-lora", "maw-lora", "dense-full", "maw-full")):
+    for train, seed, variant in itertools.product(sets, seeds, ("dense-lora", "maw-lora", "dense-full", "maw-full")):
         settings = tuned(results, train, variant.rpartition("-")[2])
         recipe = {} if variant.startswith("dense") else {"maw": stage.recipes[option], "option": option}
         yield Run(stage.everywhere, train, variant, seed, **settings, **recipe)
@@ -277,9 +293,11 @@ def _controls(results: Results) -> Iterable[Run]:
     yield from _finished(list(_controls_of(results, SECOND, FIRST_CHOICE, DRAWING)), results)
 
 
-def _controls_of(results: Results, stage: Round, option: str, controls: Sequence[str]) -> Iterable[Run]:
+def _controls_of(
+    results: Results, stage: Round, option: str, controls: Sequence[str], seeds: Iterable[int] = SEEDS
+) -> Iterable[Run]:
     recipe = stage.recipes[option]
-    for seed, train, variant in itertools.product(SEEDS, SETS, controls):
+    for seed, train, variant in itertools.product(seeds, SETS, controls):
         matched = {"logit_dropout": matched_dropout(recipe)} if variant == "logit-dropout" else {}
         settings = tuned(results, train, "full")
         yield Run(stage.everywhere, train, variant, seed, **settings, maw={**recipe, **matched}, option=option)

@@ -66,6 +66,8 @@ SHORTLIST: dict[str, dict[str, Any]] = {
     "relative, KL 2": {**RELATIVE, "kl_weight": 2.0},
     "task-led": TASK_LED,
     "task-led, tau .1": {**TASK_LED, "tau": 0.1, "noise": 0.005},
+    "task-led, learning rate 1e-3": {**TASK_LED, "learning_rate": 1e-3},
+    "task-led, KL .25": {**TASK_LED, "kl_weight": 0.25},
     "task-led, no reward": {**TASK_LED, "auxiliary_weight": 0.0},
     "task-led, retrieval": {**TASK_LED, "auxiliary_weight": 1.0, "reward": "retrieval"},
 }

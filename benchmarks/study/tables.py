@@ -22,7 +22,6 @@ from data import DOMAINS, POOL
 from markdown import comparisons, table
 from plan import (
     CONTROLS,
-    DRAWING,
     LEARNING_RATES,
     OPTIONS_ON,
     RECIPES_ON,
@@ -123,12 +122,9 @@ class Study:
         return sorted(found, key=lambda row: row["run"]["seed"])
 
     def _of(self, stage: Stage, train: str, variant: str) -> list[Row]:
-        """A variant's rows. Twins and controls are those of every default of the phase, and in the third round those of
-        the second, but for the controls that draw."""
+        """A variant's rows. Twins and controls are those of every default of the phase."""
         own = {"option": stage.option} if variant in MAW else {}
-        earlier = stage.phase == THIRD.everywhere and variant not in (*MAW, *DRAWING)
-        phase = SECOND.everywhere if earlier else stage.phase
-        return self._pick(phase=phase, train=train, variant=variant, **own)
+        return self._pick(phase=stage.phase, train=train, variant=variant, **own)
 
     def _mean(self, row: Row, train: str, kind: str = "") -> float:
         """The mean over the training set's domains of the mean over their test queries."""
@@ -266,7 +262,7 @@ class Study:
     def _recipes(self, stage: Round) -> str:
         lines, found = [], []
         for train, variant in RECIPES_ON:
-            twins = self._pick(phase="main", train=train, variant=variant.replace("maw", "dense"))
+            twins = self._pick(phase=stage.twins, train=train, variant=variant.replace("maw", "dense"))
             begun = self._pick(phase="main", train=train, variant=variant) if stage is SECOND else []
             tried = {
                 option: self._pick(phase=stage.tries, train=train, variant=variant, option=option)
@@ -308,7 +304,7 @@ class Study:
         for option in sorted({row["run"]["option"] for row in self._pick(phase="best")}):
             for train, variant in itertools.product(SETS, MAW):
                 rows = self._pick(phase="best", train=train, variant=variant, option=option)
-                twins = self._pick(phase="default", train=train, variant=variant.replace("maw", "dense"))
+                twins = self._pick(phase=THIRD.everywhere, train=train, variant=variant.replace("maw", "dense"))
                 if rows and twins:
                     lines.append([option, train, variant, self._marked(rows, train), self._marked(twins, train)])
                     lines[-1] += self._selection(rows, train)

@@ -79,7 +79,7 @@ def do_run(run: Run, asked: argparse.Namespace, device: torch.device) -> None:
     if run.variant != "untuned":
         result |= _train(model, run, asked)
     trained = time.time()
-    everything = run.phase in ("main", "default", "best")
+    everything = run.phase in ("main", "default", "final", "best")
     per_query, selection = measure(model, asked.data, device, trained_on=run.train, everything=everything)
     arrays = {split: np.array(list(values.values()), dtype=np.float32) for split, values in per_query.items()}
     folder = asked.output / "runs"
