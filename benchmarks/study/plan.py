@@ -27,9 +27,11 @@ from data import DOMAINS
 from recipes import BEGUN_OPTIONS, FIRST_CHOICE, OPTIONS, RECIPES, SHORTLIST, matched_dropout
 
 __all__ = [
+    "CONTROLS",
     "PHASES",
     "RESTS_ON",
     "SECOND",
+    "SEEDS",
     "THIRD",
     "Round",
     "Run",

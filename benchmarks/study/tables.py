@@ -214,7 +214,7 @@ class Study:
         means = [self.untuned["means"][f"{POOL}/{split}"] for split in POOL_SPLITS]
         lines.append(["-", "untuned", 1, *(f"{mean:.4f}" for mean in means)])
         for train, variant in itertools.product(SETS, ("dense-full", "maw-full", "dense-lora", "maw-lora", *CONTROLS)):
-            rows = self._of(stage, train, variant)
+            rows = self._measured_there(stage, train, variant)
             if rows:
                 cells = []
                 for split, base in zip(POOL_SPLITS, means, strict=True):
@@ -222,13 +222,17 @@ class Study:
                     cells.append(f"{mean:.4f}{' (below untuned)' if mean < base else ''}")
                 lines.append([train, variant, len(rows), *cells])
         for train, variant in itertools.product(SETS, MAW):
-            rows, twins = self._twins(stage, train, variant)
+            twin = variant.replace("maw", "dense")
+            rows, twins = (self._measured_there(stage, train, name) for name in (variant, twin))
             if rows and twins:
                 for splits in (("dl19", "dl20"), ("dev",)):
                     where = [f"{POOL}/{split}" for split in splits]
                     found.append((train, self._compared(rows, twins, where, f"{variant} on {' and '.join(splits)}")))
         means_of_splits = table(["training set", "variant", "seeds", *POOL_SPLITS], lines)
         return f"{means_of_splits}\n\n{comparisons(found)}"
+
+    def _measured_there(self, stage: Stage, train: str, variant: str) -> list[Row]:
+        return [row for row in self._of(stage, train, variant) if f"{POOL}/dev" in row["means"]]
 
     def _selections(self, stage: Stage, variants: Sequence[str] = (*MAW, "random", "literal")) -> str:
         lines = []

@@ -18,7 +18,7 @@ import data as study_data
 import numpy as np
 import torch
 from finer import refine
-from plan import Run
+from plan import CONTROLS, SEEDS, Run
 from recipes import BEGAN
 from scores import measure
 from sentence_transformers import SentenceTransformer
@@ -79,8 +79,7 @@ def do_run(run: Run, asked: argparse.Namespace, device: torch.device) -> None:
     if run.variant != "untuned":
         result |= _train(model, run, asked)
     trained = time.time()
-    everything = run.phase in ("main", "default", "final", "best")
-    per_query, selection = measure(model, asked.data, device, trained_on=run.train, everything=everything)
+    per_query, selection = measure(model, asked.data, device, trained_on=run.train, everything=everywhere(run))
     arrays = {split: np.array(list(values.values()), dtype=np.float32) for split, values in per_query.items()}
     folder = asked.output / "runs"
     scores = folder / f"{run.name}.npz"
@@ -102,6 +101,13 @@ def do_run(run: Run, asked: argparse.Namespace, device: torch.device) -> None:
         "environment": environment(device) | ({"commit": asked.commit} if asked.commit else {}),
     }
     write_json(folder / f"{run.name}.json", result)
+
+
+def everywhere(run: Run) -> bool:
+    """Whether a run is measured on domains it was not trained on, too; in the third round controls are not."""
+    if run.phase == "final":
+        return run.seed in SEEDS and run.variant not in CONTROLS
+    return run.phase in ("main", "default", "best")
 
 
 def maw_config(run: Run) -> MAWConfig | None:
