@@ -243,6 +243,7 @@ def test_the_root_of_the_training_loss_stays_outside_the_graph(backend):
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore::UserWarning:torch._inductor")  # the compiler's advice on speed
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty:UserWarning")  # of PyTorch's own first one
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_training_on_a_gpu(mode):
     """Also in CUDA graphs, whose replay runs no Python: what needs Python stays outside them."""

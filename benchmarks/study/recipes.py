@@ -70,8 +70,13 @@ SHORTLIST: dict[str, dict[str, Any]] = {
     "task-led, KL .25": {**TASK_LED, "kl_weight": 0.25},
     "task-led, no reward": {**TASK_LED, "auxiliary_weight": 0.0},
     "task-led, retrieval": {**TASK_LED, "auxiliary_weight": 1.0, "reward": "retrieval"},
+    "gentle, noise .25": {**RECIPES[FIRST_CHOICE], "noise": 0.25},
+    "task-led, noise .0075": {**TASK_LED, "noise": 0.0075},
+    "task-led, tau .2, noise .005": {**TASK_LED, "tau": 0.2, "noise": 0.005},
+    "task-led, tau .2, noise .0025": {**TASK_LED, "tau": 0.2, "noise": 0.0025},
 }
-"""What two rounds leave to choose from. What MAW draws is apart from the encoder's dropout from here on."""
+"""What two rounds leave to choose from. What MAW draws is apart from the encoder's dropout from here on. The last four
+were added when the others had been seen: the gap of `task-led` was a little too large on pydocs."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "no reward": {"auxiliary_weight": 0.0},
