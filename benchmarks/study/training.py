@@ -107,7 +107,7 @@ def everywhere(run: Run) -> bool:
     """Whether a run is measured on domains it was not trained on, too; in the third round controls are not."""
     if run.phase == "final":
         return run.seed in SEEDS and run.variant not in CONTROLS
-    return run.phase in ("main", "default", "best")
+    return run.phase in ("main", "default")
 
 
 def maw_config(run: Run) -> MAWConfig | None:
