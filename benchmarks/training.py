@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -132,7 +133,7 @@ TWINS = {"MiniLM": (6, 64), "BERT-base, random weights": (2, 64)}
 ROUNDS = 3
 
 
-def twins(device: torch.device, encoder: str) -> dict[str, dict[str, Any]]:
+def twins(device: torch.device, encoder: str, config: maw.MAWConfig) -> dict[str, dict[str, Any]]:
     """Trainings of an encoder as it is and with MAW, in turn; the first of each warms up and does not count."""
     data, found = load_dataset("pydocs"), {}
     for name, (epochs, batch) in TWINS.items():
@@ -146,13 +147,14 @@ def twins(device: torch.device, encoder: str) -> dict[str, dict[str, Any]]:
                     model[0].model = BertModel(BertConfig(vocab_size=len(model.tokenizer))).to(device)
                     model[1] = Pooling(768, pooling_mode="mean").to(device)
                 if kind == "MAW":
-                    maw.attach(model, maw.MAWConfig())
+                    maw.attach(model, config)
                 with tempfile.TemporaryDirectory() as folder, measure(device) as cost:
                     train(model, data, Path(folder), settings)
                 if turn:
                     kept.append(cost.seconds)
         ratio = statistics.median(seconds["MAW"]) / statistics.median(seconds["dense"])
         found[name] = {"epochs": epochs, "batch": batch, "seconds": seconds, "MAW / dense": ratio}
+        found[name]["settings"] = config.to_dict()
         print(f"{name}: {ratio:.3f} times the time, {seconds}", flush=True)
     return found
 
@@ -163,6 +165,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--twins", action="store_true")
     parser.add_argument("--model", default="packaged", help="MiniLM's folder, for --twins")
+    parser.add_argument("--settings", type=json.loads, default={}, help="MAW's settings for --twins, as JSON")
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--stop", type=int, default=0, help=argparse.SUPPRESS)
@@ -172,7 +175,11 @@ def main() -> None:
     if arguments.child is not None:
         child(arguments.child, device, arguments.stop, deterministic=arguments.deterministic)
         return
-    results: dict[str, Any] = {"twins": twins(device, arguments.model)} if arguments.twins else {"speed": speed(device)}
+    results: dict[str, Any] = (
+        {"twins": twins(device, arguments.model, maw.MAWConfig(**arguments.settings))}
+        if arguments.twins
+        else {"speed": speed(device)}
+    )
     if arguments.resume:
         results["resume"] = resume(device, deterministic=arguments.deterministic)
     if process_index() == 0:

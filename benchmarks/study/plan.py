@@ -7,10 +7,10 @@ default     the one that is best on dev, of those whose selection works, beside 
 controls    what is to be told apart from it, on every set, with its settings
 shortlist   the third round, from here on with draws apart from dropout's: what the two before leave to choose from
 final       the one of these that is best on dev, in the same way, beside dense twins and all controls
+finalists   on every set beside the same twins: that one and a few more, of which one is the default in the end
 options     changes of it, on one training set
 scratch     a small encoder that was never trained: its twin's learning rate, then MAW
 best        the options that were best on dev, on every training set
-further     the runs of `final` with five more seeds
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from data import DOMAINS
-from recipes import BEGUN_OPTIONS, FIRST_CHOICE, OPTIONS, RECIPES, SHORTLIST, matched_dropout
+from recipes import BEGUN_OPTIONS, FINALISTS, FIRST_CHOICE, OPTIONS, RECIPES, SHORTLIST, matched_dropout
 
 __all__ = [
     "CONTROLS",
+    "FOURTH",
+    "MAW",
     "PHASES",
     "RESTS_ON",
     "SECOND",
@@ -46,14 +48,14 @@ __all__ = [
 
 SETS = (*DOMAINS, "mixed")
 SEEDS = range(5)
-FURTHER_SEEDS = range(5, 10)
 TUNING_SEED = 1000
 CONTROLS = ("static", "ia3-key", "linear-gate", "random", "literal", "logit-dropout")
+MAW = ("maw-full", "maw-lora")
 DRAWING = ("random", "logit-dropout")
 """Controls with noise of their own."""
 PHASES = (
-    *("tuning", "main", "recipes", "default", "shortlist", "final"),
-    *("controls", "options", "scratch", "best", "further"),
+    *("tuning", "main", "recipes", "default", "shortlist", "final", "finalists"),
+    *("controls", "options", "scratch", "best"),
 )
 RESTS_ON: dict[str, set[str]] = {
     "tuning": set(),
@@ -62,10 +64,10 @@ RESTS_ON: dict[str, set[str]] = {
     "controls": {"tuning"},
     "shortlist": {"tuning"},
     "final": {"tuning", "shortlist"},
+    "finalists": {"tuning"},
     "scratch": {"shortlist"},
     "options": {"tuning", "shortlist"},
     "best": {"tuning", "shortlist", "options"},
-    "further": {"tuning", "shortlist"},
     "main": {"tuning"},
 }
 LEARNING_RATES = {"full": (2e-5, 5e-5, 1e-4, 2e-4), "lora": (2e-4, 5e-4, 1e-3, 2e-3)}
@@ -125,11 +127,11 @@ def phase(name: str, results: Results, *, strict: bool = False) -> list[Run]:
         "controls": _controls,
         "shortlist": _shortlist,
         "final": _final,
+        "finalists": _finalists,
         "options": _options,
         "main": _main,
         "best": _best,
         "scratch": _scratch,
-        "further": _further,
     }
     runs: list[Run] = []
     try:
@@ -165,17 +167,19 @@ def tuned(results: Results, train: str, tuning: str, encoder: str = "minilm") ->
 
 
 class Round(NamedTuple):
-    """Recipes that are tried on some training sets, the phase of the twins they are compared with, and the phase in
-    which the best of them runs everywhere."""
+    """Recipes that are tried in some settings, the phase of the twins they are compared with, and that in which the
+    best of them runs everywhere."""
 
     tries: str
     recipes: Mapping[str, Mapping[str, Any]]
     twins: str
     everywhere: str
+    on: Sequence[tuple[str, str]] = RECIPES_ON
 
 
 SECOND = Round("recipes", RECIPES, "main", "default")
 THIRD = Round("shortlist", SHORTLIST, "shortlist", "final")
+FOURTH = Round("final", FINALISTS, "final", "final", tuple(itertools.product(SETS, MAW)))
 
 
 def _recipes(results: Results) -> Iterable[Run]:
@@ -196,11 +200,11 @@ def _tries(results: Results, stage: Round) -> Iterable[Run]:
 
 
 def _cells(results: Results, phase: str, option: str) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """The runs of an option, by training set and variant."""
+    """The runs of an option, by training set and variant; controls are no option's."""
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for result in results:
         run = result["run"]
-        if (run["phase"], run["option"]) == (phase, option):
+        if (run["phase"], run["option"]) == (phase, option) and run["variant"] not in CONTROLS:
             found.setdefault((run["train"], run["variant"]), []).append(result)
     return found
 
@@ -219,7 +223,7 @@ def _best_on_dev(results: Results, phase: str, options: Iterable[str], cells: in
 
 def chosen(results: Results, stage: Round = THIRD) -> str:
     """The recipe that is the default from here on: the best on dev of those that work; of all, if none does."""
-    ranked = _best_on_dev(results, stage.tries, stage.recipes, len(RECIPES_ON), len(SEEDS))
+    ranked = _best_on_dev(results, stage.tries, stage.recipes, len(stage.on), len(SEEDS))
     works = working(results, stage)
     return next((option for option in ranked if option in works), ranked[0])
 
@@ -269,20 +273,22 @@ def _default(results: Results) -> Iterable[Run]:
     yield from _finished([run for run in others if run.option], results)
 
 
-def _final(results: Results, seeds: Iterable[int] = SEEDS) -> Iterable[Run]:
+def _final(results: Results) -> Iterable[Run]:
     option = chosen(results)
-    yield from _pairs(results, THIRD, option, seeds)
-    yield from _controls_of(results, THIRD, option, [name for name in CONTROLS if name != "literal"], seeds)
+    yield from _pairs(results, THIRD, option)
+    yield from _controls_of(results, THIRD, option, [name for name in CONTROLS if name != "literal"])
 
 
-def _further(results: Results) -> Iterable[Run]:
-    yield from _final(results, FURTHER_SEEDS)
+def _finalists(results: Results) -> Iterable[Run]:
+    each = [_pairs(results, FOURTH, option) for option in FINALISTS]
+    for runs in zip(*each, strict=True):  # the long ones of all of them first
+        yield from (run for run in runs if run.option)
 
 
-def _pairs(results: Results, stage: Round, option: str, seeds: Iterable[int] = SEEDS) -> Iterable[Run]:
+def _pairs(results: Results, stage: Round, option: str) -> Iterable[Run]:
     """A recipe and its twins, the long ones first."""
     sets = ("mixed", "tldr-commands", "nfcorpus", "pydocs", "nq-qed")
-    for train, seed, variant in itertools.product(sets, seeds, ("dense-lora", "maw-lora", "dense-full", "maw-full")):
+    for train, seed, variant in itertools.product(sets, SEEDS, ("dense-lora", "maw-lora", "dense-full", "maw-full")):
         settings = tuned(results, train, variant.rpartition("-")[2])
         recipe = {} if variant.startswith("dense") else {"maw": stage.recipes[option], "option": option}
         yield Run(stage.everywhere, train, variant, seed, **settings, **recipe)
@@ -295,11 +301,9 @@ def _controls(results: Results) -> Iterable[Run]:
     yield from _finished(list(_controls_of(results, SECOND, FIRST_CHOICE, DRAWING)), results)
 
 
-def _controls_of(
-    results: Results, stage: Round, option: str, controls: Sequence[str], seeds: Iterable[int] = SEEDS
-) -> Iterable[Run]:
+def _controls_of(results: Results, stage: Round, option: str, controls: Sequence[str]) -> Iterable[Run]:
     recipe = stage.recipes[option]
-    for seed, train, variant in itertools.product(seeds, SETS, controls):
+    for seed, train, variant in itertools.product(SEEDS, SETS, controls):
         matched = {"logit_dropout": matched_dropout(recipe)} if variant == "logit-dropout" else {}
         settings = tuned(results, train, "full")
         yield Run(stage.everywhere, train, variant, seed, **settings, maw={**recipe, **matched}, option=option)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["BEGAN", "BEGUN_OPTIONS", "FIRST_CHOICE", "OPTIONS", "RECIPES", "SHORTLIST", "matched_dropout"]
+__all__ = ["BEGAN", "BEGUN_OPTIONS", "FINALISTS", "FIRST_CHOICE", "OPTIONS", "RECIPES", "SHORTLIST", "matched_dropout"]
 
 BEGAN: dict[str, Any] = {
     "tau": 5.0, "noise": 1.0, "kl_weight": 0.0, "auxiliary_weight": 0.003, "learning_rate": 1e-3, "reward": "entropy",
@@ -77,6 +77,11 @@ SHORTLIST: dict[str, dict[str, Any]] = {
 }
 """What two rounds leave to choose from. What MAW draws is apart from the encoder's dropout from here on. The last four
 were added when the others had been seen: the gap of `task-led` was a little too large on pydocs."""
+
+FINALISTS: dict[str, dict[str, Any]] = {
+    name: SHORTLIST[name] for name in ("task-led, noise .0075", "gentle, noise .25")
+}
+"""What is tried on every training set, in full and with LoRA."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "no reward": {"auxiliary_weight": 0.0},

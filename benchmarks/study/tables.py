@@ -22,9 +22,10 @@ from data import DOMAINS, POOL
 from markdown import comparisons, table
 from plan import (
     CONTROLS,
+    FOURTH,
     LEARNING_RATES,
+    MAW,
     OPTIONS_ON,
-    RECIPES_ON,
     SECOND,
     SETS,
     THIRD,
@@ -41,7 +42,6 @@ from rows import Row, Scores, read_all, write
 from maw.benchmark.comparison import Comparison, compare
 
 POOL_SPLITS = ("dl19", "dl20", "dev")
-MAW = ("maw-full", "maw-lora")
 PREFACE = (
     "Differences are means over queries: on `mixed` over those of all four domains together, of which tldr-commands "
     "has more than half, where the tables of nDCG@10 give each domain the same weight. Each table of differences is a "
@@ -73,7 +73,7 @@ class Study:
 
     def __init__(self, rows: Sequence[Row], scores: Scores) -> None:
         self.rows, self.scores = rows, scores
-        self.chosen = {stage.tries: self._choice(stage) for stage in (SECOND, THIRD)}
+        self.chosen = {stage.tries: self._choice(stage) for stage in (SECOND, THIRD, FOURTH)}
         self.untuned = next(row for row in rows if row["run"]["variant"] == "untuned")
 
     def tables(self) -> str:
@@ -92,6 +92,7 @@ class Study:
             parts += ["### MAW against the controls", self._differences(stage, self._controls, CONTROLS)]
             parts += ["### What the selection does", self._selections(stage)]
             parts += ["### Out of domain: MS MARCO's pool", self._out_of_domain(stage)]
+        parts += ["## The finalists", self._recipes(FOURTH)]
         parts += ["## The third round's recipes", self._recipes(THIRD)]
         parts += ["## The second round's recipes", self._recipes(SECOND), *self._passed_over()]
         parts += ["## The options that were best on dev", self._best()]
@@ -100,12 +101,12 @@ class Study:
 
     def _stages(self) -> list[Stage]:
         """The defaults that the study had, the last one first."""
-        chosen = [
-            Stage(f"the default that the {name} round chose, {option}", stage.everywhere, option)
-            for name, stage in (("third", THIRD), ("second", SECOND))
+        chosen = {
+            option: Stage(f"the default that the {name} round chose, {option}", stage.everywhere, option)
+            for name, stage in (("second", SECOND), ("third", THIRD), ("last", FOURTH))
             if (option := self.chosen[stage.tries]) and self._pick(phase=stage.everywhere, option=option)
-        ]
-        return [*chosen, Stage("the default as the study began", "main", "")]
+        }
+        return [*reversed(chosen.values()), Stage("the default as the study began", "main", "")]
 
     def _choice(self, stage: Round) -> str | None:
         """The recipe that a round chose; None where it is not finished."""
@@ -265,7 +266,7 @@ class Study:
 
     def _recipes(self, stage: Round) -> str:
         lines, found = [], []
-        for train, variant in RECIPES_ON:
+        for train, variant in stage.on:
             twins = self._pick(phase=stage.twins, train=train, variant=variant.replace("maw", "dense"))
             begun = self._pick(phase="main", train=train, variant=variant) if stage is SECOND else []
             tried = {
