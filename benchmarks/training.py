@@ -26,7 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +130,18 @@ def resume(device: torch.device, *, deterministic: bool) -> dict[str, bool]:
 
 TWINS = {"MiniLM": (6, 64), "BERT-base, random weights": (2, 64)}
 """Epochs and pairs a batch."""
-ROUNDS = 3
+ROUNDS = 2
 
 
-def twins(device: torch.device, encoder: str, config: maw.MAWConfig) -> dict[str, dict[str, Any]]:
-    """Trainings of an encoder as it is and with MAW, in turn; the first of each warms up and does not count."""
+def twins(
+    names: Sequence[str], device: torch.device, encoder: str, configs: Mapping[str, maw.MAWConfig]
+) -> dict[str, dict[str, Any]]:
+    """Trainings of encoders as they are and with MAW, in turn; the first of each warms up and does not count."""
     data, found = load_dataset("pydocs"), {}
-    for name, (epochs, batch) in TWINS.items():
+    for name in names:
+        epochs, batch = TWINS[name]
         settings = TrainingSettings(epochs=epochs, batch_size=batch)
-        seconds: dict[str, list[float]] = {"dense": [], "MAW": []}
+        seconds: dict[str, list[float]] = {"dense": [], **{kind: [] for kind in configs}}
         for turn in range(1 + ROUNDS):
             for kind, kept in seconds.items():
                 model = load_encoder(encoder, device=device, max_length=settings.max_length)
@@ -146,16 +149,16 @@ def twins(device: torch.device, encoder: str, config: maw.MAWConfig) -> dict[str
                     torch.manual_seed(0)
                     model[0].model = BertModel(BertConfig(vocab_size=len(model.tokenizer))).to(device)
                     model[1] = Pooling(768, pooling_mode="mean").to(device)
-                if kind == "MAW":
-                    maw.attach(model, config)
+                if kind != "dense":
+                    maw.attach(model, configs[kind])
                 with tempfile.TemporaryDirectory() as folder, measure(device) as cost:
                     train(model, data, Path(folder), settings)
                 if turn:
                     kept.append(cost.seconds)
-        ratio = statistics.median(seconds["MAW"]) / statistics.median(seconds["dense"])
-        found[name] = {"epochs": epochs, "batch": batch, "seconds": seconds, "MAW / dense": ratio}
-        found[name]["settings"] = config.to_dict()
-        print(f"{name}: {ratio:.3f} times the time, {seconds}", flush=True)
+        ratios = {kind: statistics.median(seconds[kind]) / statistics.median(seconds["dense"]) for kind in configs}
+        found[name] = {"epochs": epochs, "batch": batch, "seconds": seconds, "times the dense twin's": ratios}
+        found[name]["settings"] = {kind: config.to_dict() for kind, config in configs.items()}
+        print(f"{name}: {ratios} times the time, {seconds}", flush=True)
     return found
 
 
@@ -163,9 +166,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--twins", action="store_true")
+    parser.add_argument("--twins", nargs="*", choices=tuple(TWINS), help="these encoders; all without a name")
     parser.add_argument("--model", default="packaged", help="MiniLM's folder, for --twins")
-    parser.add_argument("--settings", type=json.loads, default={}, help="MAW's settings for --twins, as JSON")
+    parser.add_argument("--settings", type=json.loads, help="for --twins: other settings of MAW to time, too, as JSON")
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--stop", type=int, default=0, help=argparse.SUPPRESS)
@@ -175,11 +178,14 @@ def main() -> None:
     if arguments.child is not None:
         child(arguments.child, device, arguments.stop, deterministic=arguments.deterministic)
         return
-    results: dict[str, Any] = (
-        {"twins": twins(device, arguments.model, maw.MAWConfig(**arguments.settings))}
-        if arguments.twins
-        else {"speed": speed(device)}
-    )
+    results: dict[str, Any] = {}
+    if arguments.twins is None:
+        results["speed"] = speed(device)
+    else:
+        configs = {"MAW": maw.MAWConfig()}
+        if arguments.settings is not None:
+            configs["MAW with --settings"] = maw.MAWConfig(**arguments.settings)
+        results["twins"] = twins(arguments.twins or tuple(TWINS), device, arguments.model, configs)
     if arguments.resume:
         results["resume"] = resume(device, deterministic=arguments.deterministic)
     if process_index() == 0:

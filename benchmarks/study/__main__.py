@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=1, help="for each GPU")
     parser.add_argument("--minutes", type=float, default=1e6, help="start no run that would probably end later")
-    parser.add_argument("--phases", default=",".join(plan.PHASES))
+    parser.add_argument("--phases", default=",".join(plan.PHASES), help="the most urgent first")
     parser.add_argument("--only", default="", help="runs whose names contain this")
     parser.add_argument("--earlier", type=Path, help="a folder that tables.py wrote: its runs are finished, too")
     parser.add_argument("--commit")
@@ -105,7 +105,7 @@ def work(asked: argparse.Namespace) -> None:
         if "seconds" in row:
             kind = _kind(row["run"])
             longest[kind] = max(longest[kind], sum(row["seconds"].values()))
-    wanted = [name for name in plan.PHASES if name in asked.phases.split(",")]
+    wanted = asked.phases.split(",")
     too_long: set[str] = set()
     while time.time() < asked.until:
         taken, open_phases = next_run(asked, wanted, too_long)
