@@ -235,6 +235,36 @@ def test_the_third_rounds_choice_runs_beside_twins_and_controls_of_its_own(plan,
     assert all(recipe.items() <= run.maw.items() for run in runs if not run.variant.startswith("dense"))
 
 
+def test_the_last_round_chooses_among_finalists_in_every_setting(plan, modules):
+    names = list(modules["recipes"].FINALISTS)
+    done = recipes_done(plan, tries="shortlist")
+    twins = [run for run in plan.phase("final", done) if not run.option]
+    runs = plan.phase("finalists", done)
+    assert {(run.option, run.train, run.variant, run.seed) for run in runs} == {
+        (name, train, variant, seed)
+        for name in names
+        for train in plan.SETS
+        for variant in plan.MAW
+        for seed in plan.SEEDS
+    }
+    assert [run.train for run in runs] == sorted((run.train for run in runs), key=[run.train for run in runs].index)
+    assert len(plan.FOURTH.on) == 10
+
+    def results(harm):
+        """The first works and loses `harm` in one setting, the others do not work."""
+        rows = [finished(plan, run, TWINS) for run in twins]
+        for run in runs:
+            works = run.option == names[0]
+            layer = {"depths alive by weight": 1.0, "information of weights, nat": 0.02 if works else 0.0}
+            value = TWINS - harm * (works and (run.train, run.variant) == ("nq-qed", "maw-lora")) + 0.001 * (not works)
+            own = {name: {"gaps": {"dev": [0.0]}, "layers on dev": [layer]} for name in plan.domains_of(run.train)}
+            rows.append(finished(plan, run, value) | {"selection": own})
+        return done + rows
+
+    assert plan.chosen(results(0.002), plan.FOURTH) == names[0]
+    assert plan.chosen(results(0.004), plan.FOURTH) != names[0]
+
+
 def test_recipes_wait_for_the_twins_that_they_may_lose_to(plan):
     done = [row for row in recipes_done(plan) if (row["run"]["variant"], row["run"]["seed"]) != ("dense-lora", 4)]
     with pytest.raises(plan.Unfinished, match="the twins of maw-lora on pydocs are not finished: run --phases main"):

@@ -40,6 +40,7 @@ __all__ = [
     "Unfinished",
     "chosen",
     "dev",
+    "domains_of",
     "phase",
     "selecting",
     "tuned",
@@ -106,8 +107,12 @@ class Run:
 
 def dev(result: Mapping[str, Any]) -> float:
     """What choices are made by: the mean of nDCG@10 on the dev splits of the training set's domains."""
-    own = DOMAINS if result["run"]["train"] == "mixed" else (result["run"]["train"],)
-    return statistics.mean(result["means"][f"{name}/dev"] for name in own)
+    return statistics.mean(result["means"][f"{name}/dev"] for name in domains_of(result["run"]["train"]))
+
+
+def domains_of(train: str) -> tuple[str, ...]:
+    """The domains of a training set."""
+    return DOMAINS if train == "mixed" else (train,)
 
 
 class Unfinished(ValueError):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from data import DOMAINS, POOL
+from data import POOL
 from markdown import comparisons, table
 from plan import (
     CONTROLS,
@@ -34,6 +34,7 @@ from plan import (
     Unfinished,
     chosen,
     dev,
+    domains_of,
     selecting,
     working,
 )
@@ -129,7 +130,7 @@ class Study:
 
     def _mean(self, row: Row, train: str, kind: str = "") -> float:
         """The mean over the training set's domains of the mean over their test queries."""
-        return statistics.mean(row["means"][f"{name}/test{kind}"] for name in _own(train))
+        return statistics.mean(row["means"][f"{name}/test{kind}"] for name in domains_of(train))
 
     def _marked(self, rows: Sequence[Row], train: str) -> str:
         """The mean over seeds, marked where it is below the untuned encoder."""
@@ -257,7 +258,7 @@ class Study:
 
     def _gaps(self, row: Row, train: str) -> list[float]:
         """Noise-free less sampled, the mean over domains, for every draw."""
-        own = [row["selection"][name] for name in _own(train)]
+        own = [row["selection"][name] for name in domains_of(train)]
         if all("gaps" in one for one in own):
             return [statistics.mean(draws) for draws in zip(*(one["gaps"]["test"] for one in own), strict=True)]
         return [self._mean(row, train) - self._mean(row, train, "/sampled")]
@@ -376,13 +377,8 @@ SELECTION = (
 )
 
 
-def _own(train: str) -> tuple[str, ...]:
-    """The domains of a training set."""
-    return DOMAINS if train == "mixed" else (train,)
-
-
 def _splits(train: str) -> list[str]:
-    return [f"{name}/test" for name in _own(train)]
+    return [f"{name}/test" for name in domains_of(train)]
 
 
 if __name__ == "__main__":
