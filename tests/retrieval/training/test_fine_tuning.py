@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -12,13 +14,14 @@ from toys import SETTINGS, columns, encoder, small_disk, toy
 
 import maw
 from maw.errors import MAWError
-from maw.hf.attach import maw_layers
+from maw.hf.attach import carried, maw_layers
 from maw.hf.calibration import calibrating
 from maw.retrieval.evaluation.development import DevEvaluator
 from maw.retrieval.training.checkpoints import last_checkpoint
 from maw.retrieval.training.fine_tuning import count_parameters, train
 from maw.retrieval.training.losses import AuxiliaryLoss
 from maw.retrieval.training.settings import TrainingSettings
+from maw.retrieval.training.trainer import Trainer
 
 
 def policy_gradients(model):
@@ -74,6 +77,37 @@ def test_maw_has_its_own_learning_rate(trained):
     arguments = _arguments(trained[0], trained[2], SETTINGS, has_dev=True)
     assert arguments.learning_rate_mapping == {r"\.maw\.": 1e-4}
     assert not arguments.bf16, "there is no GPU here" if not torch.cuda.is_available() else ""
+
+
+@pytest.mark.parametrize("changes", [{"auxiliary_weight": 100.0}, {"mechanism": "linear-gate"}, None])
+def test_gradients_of_encoder_and_maw_are_clipped_apart(tmp_path, monkeypatch, changes):
+    """MAW's are larger here than an adapter's: in one norm with them they would shorten its steps."""
+    clip, steps = Trainer._clip_grad_norm, []
+
+    def watched(trainer, model):
+        own = {id(p) for module in carried(trainer.model) for p in module.parameters()}
+        for _, p in trainer.model.named_parameters():
+            if p.grad is not None:
+                p.grad *= 50 if id(p) in own else 1  # as a low temperature does
+        before = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+        norm = clip(trainer, model)
+        after = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+        parts = [[name for name in before if (".maw." in name) is inside] for inside in (True, False)]
+        norms = [float(torch.stack([before[name].norm() for name in names]).norm()) if names else 0 for names in parts]
+        for names, length in zip(parts, norms, strict=True):
+            for name in names:
+                torch.testing.assert_close(after[name], before[name] * min(1.0, 1 / (length + 1e-6)))
+        assert float(norm) == pytest.approx(math.hypot(*norms), rel=1e-4)
+        steps.append(norms)
+        return norm
+
+    monkeypatch.setattr(Trainer, "_clip_grad_norm", watched)
+    config = None if changes is None else maw.MAWConfig(depth=8, group_size=4, **changes)
+    model = encoder(config, packaged=config is None)
+    model.add_adapter(maw.lora_config(model))
+    train(model, toy(), tmp_path, dataclasses.replace(SETTINGS, epochs=1))
+    assert len(steps) == 2
+    assert changes is None or all(own > host > 0 and own > 1 for own, host in steps)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.003])

@@ -1,5 +1,5 @@
-"""Sentence Transformers' trainer, made to stop where it would go on silently, to go on where it was stopped, and to log
-what MAW's selectors did.
+"""Sentence Transformers' trainer, made to stop where it would go on silently, to go on where it was stopped, to clip
+MAW's gradients apart from the encoder's, and to log what MAW's selectors did.
 
 To go on exactly: every checkpoint is whole or does not count (`checkpoints`); with it a log entry is due,
 so that no mean over steps is half done; evaluation leaves the random state as it was; and the samples that MAW keeps
@@ -27,12 +27,13 @@ from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformerTrainer
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from maw.collapse import Finding, Watch
 from maw.errors import MAWError
-from maw.hf.attach import maw_layers
+from maw.hf.attach import carried, maw_layers
 from maw.retrieval.aside import saying_that_the_disk_is_full
 from maw.retrieval.training.batches import Batches, Collator, chained
 from maw.retrieval.training.checkpoints import checkpoint, mark_whole, remove_checkpoint, remove_checkpoints
@@ -120,6 +121,18 @@ class Trainer(SentenceTransformerTrainer):
                 f"training diverged: the loss is {float(loss)} at step {step}. "
                 "Lower the learning rate, or resume from the last checkpoint with other settings"
             )
+
+    def _clip_grad_norm(self, model: Any) -> Tensor:
+        """Clip the gradients of the encoder and of MAW apart, each by its own norm; returns the norm of all.
+
+        By one norm MAW's gradients, which can be larger than an adapter's, would shorten the encoder's steps; its dense
+        twin's are not shortened.
+        """
+        own = {id(parameter) for module in carried(self.model) for parameter in module.parameters()}
+        parts: tuple[list[Tensor], list[Tensor]] = [], []
+        for parameter in self.model.parameters():
+            parts[id(parameter) in own].append(parameter)
+        return torch.stack([clip_grad_norm_(part, self.args.max_grad_norm) for part in parts if part]).norm()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As Sentence Transformers does; training draws what it would have drawn without, and all processes agree."""
