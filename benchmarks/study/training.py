@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from finer import refine
 from plan import CONTROLS, Run
-from recipes import BEGAN
+from recipes import BEGAN, SHORTLIST
 from scores import measure
 from sentence_transformers import SentenceTransformer
 from transformers import BertConfig, BertModel, set_seed
@@ -104,9 +104,9 @@ def do_run(run: Run, asked: argparse.Namespace, device: torch.device) -> None:
 
 
 def everywhere(run: Run) -> bool:
-    """Whether a run is measured on domains it was not trained on, too; in the third round controls are not."""
+    """Whether a run is measured on domains it was not trained on, too: of the last round, the third's choice and twins."""
     if run.phase == "final":
-        return run.variant not in CONTROLS and run.option != "gentle, noise .25"
+        return run.variant not in CONTROLS and run.option in ("", *SHORTLIST)
     return run.phase in ("main", "default")
 
 
