@@ -104,7 +104,7 @@ def do_run(run: Run, asked: argparse.Namespace, device: torch.device) -> None:
 
 
 def everywhere(run: Run) -> bool:
-    """Whether a run is measured on domains it was not trained on, too: of the last round, the third's choice and twins."""
+    """Whether a run is measured elsewhere, too; of the last round, the twins and what the third round chose."""
     if run.phase == "final":
         return run.variant not in CONTROLS and run.option in ("", *SHORTLIST)
     return run.phase in ("main", "default")
