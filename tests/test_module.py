@@ -471,8 +471,8 @@ def test_collect_describes_all_texts_however_they_were_split_and_forgets(sizes):
     for name, statistic in layer.collect().items():
         torch.testing.assert_close(statistic, together[name], rtol=0, atol=1e-12, msg=name)
         assert not statistic.requires_grad
-    assert together["depth_usage"].shape == (DEPTH,)
-    assert all(statistic.ndim == 0 for name, statistic in together.items() if name != "depth_usage")
+    assert {name for name, statistic in together.items() if statistic.ndim} == {"depth_usage", "weight_usage"}
+    assert together["depth_usage"].shape == together["weight_usage"].shape == (DEPTH,)
 
 
 def test_a_replay_counts_its_texts_again_under_the_policy_of_that_time():
@@ -510,8 +510,24 @@ def test_recorded_values_at_the_uniform_start():
     assert record["clip_share"] == 0
     assert record["depths_alive"] == 1
     assert record["depth_information"] == pytest.approx(0.0, abs=1e-12)
+    assert record["weight_information"] == pytest.approx(0.0, abs=1e-12)
     assert -1 <= record["reward"] < 0
     torch.testing.assert_close(record["depth_usage"], torch.full((DEPTH,), 1 / DEPTH, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("tau", [0.25, 4.0])
+def test_weights_share_with_the_text_what_their_temperature_leaves_them(tau):
+    layer = make_layer(tau=tau)
+    torch.nn.init.normal_(layer.selector.policy_network[-1].weight, std=3.0)
+    layer(*draw())
+    logits = layer.records[0].record().logits
+    weight = torch.exp(logits / tau) / torch.exp(logits / tau).sum(dim=-1, keepdim=True)
+    mean = weight.mean(dim=0)
+    record = layer.collect()
+    expected = (weight * (weight / mean).log()).sum(dim=-1).mean()
+    assert float(record["weight_information"]) == pytest.approx(float(expected), rel=1e-9)
+    assert (record["weight_information"] > record["depth_information"]) == (tau < 1)
+    torch.testing.assert_close(record["weight_usage"], mean)
 
 
 def test_a_group_of_one_has_no_spread_to_record():

@@ -33,6 +33,8 @@ WINDOW = 10
 PATIENCE = 50
 """Steps before a policy that is still uniform is worth a note: it starts uniform."""
 
+USAGES = ("depth_usage", "weight_usage")
+"""The vectors among a layer's statistics."""
 COLLAPSED_USAGE = 0.2
 ALIVE = 0.5
 HEDGING_ENTROPY, HEDGING_INFORMATION = 0.95, 0.01
@@ -116,7 +118,8 @@ def selector_findings(
     """What the statistics of one layer's selector say.
 
     A policy that is sure of each text but chooses differently for different texts has not collapsed: what is judged is
-    the entropy of the mean policy, `depth_usage`, relative to log D.
+    the entropy of the mean policy, `depth_usage`, relative to log D. Below a temperature of 1 depth weights are sharper
+    than the policy, so that the mean weights, `weight_usage`, are judged, too.
 
     Args:
         statistics: as `maw.DepthAttention.collect` returns them, or means of several.
@@ -134,12 +137,13 @@ def selector_findings(
     >>> [finding.name for finding in selector_findings(collapsed, step=90)]
     ['policy collapse']
     """
-    usage = torch.as_tensor(statistics["depth_usage"]) if statistics else torch.ones(1)
-    depth = len(usage)
+    usages = {name: torch.as_tensor(number) for name, number in statistics.items() if name in USAGES}
+    depth = len(usages["depth_usage"]) if usages else 1
     if depth == 1:
         return []
-    value = {name: float(number) for name, number in statistics.items() if name != "depth_usage"}
-    spread, alive = float(torch.special.entr(usage).sum()) / math.log(depth), int((usage >= 1 / (4 * depth)).sum())
+    value = {name: float(number) for name, number in statistics.items() if name not in USAGES}
+    spread = min(float(torch.special.entr(usage).sum()) / math.log(depth) for usage in usages.values())
+    alive = min(int((usage >= 1 / (4 * depth)).sum()) for usage in usages.values())
     if spread < COLLAPSED_USAGE:
         seen = f"the mean policy has {spread:.3f} of its largest entropy: all texts get the same few of {depth} depths"
         return [_finding("policy collapse", seen, f"below {COLLAPSED_USAGE}", layer=layer)]
@@ -149,7 +153,8 @@ def selector_findings(
     constant = _constant_reward(value)
     if constant is not None:
         return [_finding("constant reward", *constant, layer=layer)]
-    entropy, information = value["policy_entropy"], value["depth_information"]
+    entropy = value["policy_entropy"]
+    information = max(value[name] for name in ("depth_information", "weight_information") if name in value)
     if step >= PATIENCE and entropy >= HEDGING_ENTROPY and information < HEDGING_INFORMATION:
         seen = f"policy entropy {entropy:.3f} of its largest, and depth and text share {information:.4f} nat"
         threshold = f"at least {HEDGING_ENTROPY}, and below {HEDGING_INFORMATION} nat, from step {PATIENCE} on"

@@ -34,12 +34,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "train_views": False,
         "scale": 1.0,
         "tau": 1.0,
+        "noise": 1.0,
         "group_size": 1,
         "advantage": "none",
         "depth_baseline": False,
         "kl_weight": 0.0,
         "auxiliary_weight": 0.003,
         "learning_rate": 1e-3,
+        "calibrate": False,
     },
 }
 
@@ -58,7 +60,8 @@ class MAWConfig:
         scale: the factor on the mixed scores in (4). None is `scaling * D * C**2`, the exact start.
         selection: how policy logits become depth weights: `"gumbel"`, `"softmax"`, `"hard"`, `"uniform"`.
         tau: temperature of that softmax, the same in training and in evaluation.
-        noise: factor on the Gumbel noise of training. What it does to the weights depends on noise / tau.
+        noise: factor on the Gumbel noise of training. What it does to the weights depends on noise / tau; at the
+            defaults a weight's standard deviation is 3 % of it.
         tau_start: tau at the first training step, from where it goes to `tau` in equal steps; None is `tau` throughout.
             Between steps, as in evaluation on dev, and in the saved model it is `tau`.
         reward: what a depth choice is worth: `"entropy"`, minus the normalised attention entropy of its slice;
@@ -76,7 +79,8 @@ class MAWConfig:
             replays it in the later ones). With 1 the ratio is always 1.
         auxiliary_weight: weight of the auxiliary loss beside the training loss.
         value_weight: weight of the value loss inside the auxiliary loss.
-        kl_weight: weight of KL(policy || uniform) inside the auxiliary loss.
+        kl_weight: weight of KL(policy || uniform) inside the auxiliary loss. Times `auxiliary_weight` it holds the
+            policy against the training loss; a low `tau` makes weights of a policy that is next to uniform.
         entropy_weight: weight of the policy-entropy bonus inside the auxiliary loss.
         learning_rate: learning rate of MAW's own parameters.
         calibrate: whether training by `maw.retrieval.training` begins by looking at some texts, so that the selector
@@ -104,23 +108,23 @@ class MAWConfig:
     train_views: bool = True
     scale: float | None = None
     selection: Selection = "gumbel"
-    tau: float = 10.0
-    noise: float = 1.0
+    tau: float = 0.15
+    noise: float = 0.00375
     tau_start: float | None = None
     reward: Reward = "entropy"
     retrieval_weight: float = 1.0
     group_size: int = 8
-    depth_baseline: bool = False
+    depth_baseline: bool = True
     advantage: Advantage = "std"
     estimator: Estimator = "sampled"
     clip: float = 0.2
     updates: int = 1
     auxiliary_weight: float = 0.03
     value_weight: float = 0.5
-    kl_weight: float = 1.0
+    kl_weight: float = 300.0
     entropy_weight: float = 0.0
-    learning_rate: float = 1e-4
-    calibrate: bool = False
+    learning_rate: float = 3e-4
+    calibrate: bool = True
     seed: int = 0
     kernels: Kernels = "auto"
     mechanism: Mechanism = "maw"

@@ -294,6 +294,6 @@ class DepthAttention(nn.Module):
 
     def collect(self) -> dict[str, Tensor]:
         """Means of what was recorded since the last call, which forgets it: see `maw.records.statistics`."""
-        collected = statistics([kept.record() for kept in self.records])
+        collected = statistics([kept.record() for kept in self.records], self.config.tau)
         self.records.clear()
         return collected

@@ -48,20 +48,25 @@ class Rollout(NamedTuple):
     reward: Float[Tensor, "B G"]
 
 
-def statistics(records: Sequence[Record]) -> dict[str, Tensor]:
+def statistics(records: Sequence[Record], tau: float) -> dict[str, Tensor]:
     """What the selector did on all texts of these records together; empty without records.
 
     Every text counts alike, however texts were split into forwards, once for each update that its group serves: a
     replay counts it again, under the policy of that time. A layer keeps its latest `KEPT` forwards, so of a longer
     stretch these are the statistics of its end.
 
+    Args:
+        records: of one layer.
+        tau: temperature of the depth weights, softmax(logits / tau) without noise.
+
     Returns:
-        scalars, and the vector `depth_usage`, (D,). A group of one has no `reward_spread` and `zero_spread`, which are
-        within texts; `reward_deviation` is over all texts and their depths. Policy
-        entropy is relative to log D, `kl` and `k3` are against the uniform policy, `depth_information` is the mutual
-        information of depth and text in nats.
+        scalars, and the vectors `depth_usage` and `weight_usage`, (D,): the mean policy and the mean weights. A group
+        of one has no `reward_spread` and `zero_spread`, which are within texts; `reward_deviation` is over all texts
+        and their depths. Policy entropy is relative to log D, `kl` and `k3` are against the uniform policy,
+        `depth_information` and `weight_information` are the mutual information of depth and text in nats, under the
+        policy and under the weights.
     """
-    return _of_one(_joined(records)) if records else {}
+    return _of_one(_joined(records), tau) if records else {}
 
 
 def _joined(records: Sequence[Record]) -> Record:
@@ -73,10 +78,10 @@ def _joined(records: Sequence[Record]) -> Record:
 
 
 @torch.no_grad()
-def _of_one(record: Record) -> dict[str, Tensor]:
+def _of_one(record: Record, tau: float) -> dict[str, Tensor]:
     logits, reward = record.logits, record.reward
     depth = logits.shape[-1]
-    policy, uniform = logits.softmax(dim=-1), torch.zeros_like(logits)
+    policy, weight, uniform = logits.softmax(dim=-1), (logits / tau).softmax(dim=-1), torch.zeros_like(logits)
     kl = grpo.exact_kl(logits, uniform)
     expected = -record.policy_loss if record.all_arms else reward.mean(dim=-1)
     k3 = kl if record.all_arms else grpo.k3(logits, uniform, record.depth_index)
@@ -100,7 +105,14 @@ def _of_one(record: Record) -> dict[str, Tensor]:
         "reward_deviation": reward.std(correction=0),
         # 0 where the rewards do not vary: there is nothing to explain
         "value_explained_variance": torch.where(spread > grpo.EPSILON**2, 1 - value_loss.mean() / spread, 0.0),
-        "depth_information": torch.special.entr(usage).sum() - torch.special.entr(policy).sum(dim=-1).mean(),
+        "depth_information": _information(policy),
+        "weight_information": _information(weight),
         "depths_alive": (usage >= 1 / (4 * depth)).to(usage.dtype).mean(),
         "depth_usage": usage,
+        "weight_usage": weight.mean(dim=0),
     }
+
+
+def _information(share: Tensor) -> Tensor:
+    """Mutual information of depth and text, in nats, of every text's distribution over depths, (B, D)."""
+    return torch.special.entr(share.mean(dim=0)).sum() - torch.special.entr(share).sum(dim=-1).mean()

@@ -283,7 +283,7 @@ def test_an_alarm_is_one_warning_line_and_survives_a_resumed_training(tmp_path, 
 def test_the_selectors_last_statistics_are_kept_with_the_outcome(tmp_path):
     outcome = train(encoder(maw.MAWConfig(depth=8)), toy(), tmp_path, SETTINGS)
     wanted = {"zero_spread", "clip_share", "kl", "policy_entropy", "depths_alive", "depth_information"}
-    assert wanted | {"value_explained_variance"} <= set(outcome["selector"])
+    assert wanted | {"value_explained_variance", "weight_information"} <= set(outcome["selector"])
     assert train(encoder(), toy(), tmp_path / "dense", SETTINGS)["selector"] is None
 
 
@@ -340,6 +340,23 @@ def test_a_policy_that_is_sure_but_differs_from_text_to_text_has_not_collapsed()
     assert selector_findings(sure, step=99) == []
     same = sure | {"depth_usage": [0.97, 0.03, *[0.0] * 6]}
     assert [found.name for found in selector_findings(same, step=99)] == ["policy collapse"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"weight_information": 0.02}, []),
+        ({"weight_information": 0.004}, ["uniform hedging"]),
+        ({"weight_information": 0.004, "weight_usage": [0.22] * 3 + [0.068] * 5}, ["uniform hedging"]),
+        ({"weight_information": 0.02, "weight_usage": [0.31] * 3 + [0.014] * 5}, ["dead depths"]),
+        ({"weight_information": 0.02, "weight_usage": [0.97, 0.03, *[0.0] * 6]}, ["policy collapse"]),
+    ],
+    ids=["look at the text", "hedge", "all alive", "three alive", "one for all"],
+)
+def test_weights_that_are_sharper_than_the_policy_are_what_is_judged(changes, expected):
+    """At a low temperature a policy next to uniform has weights that are not."""
+    calm = statistics(policy_entropy=0.999, depth_information=0.0004, **changes)
+    assert [found.name for found in selector_findings(calm, step=99)] == expected
 
 
 def test_a_single_depth_and_no_statistics_have_no_findings():
