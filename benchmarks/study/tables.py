@@ -27,6 +27,7 @@ from plan import (
     MAW,
     OPTIONS_ON,
     SECOND,
+    SEEDS,
     SETS,
     THIRD,
     TUNING_SEED,
@@ -93,7 +94,7 @@ class Study:
             parts += ["### MAW against the controls", self._differences(stage, self._controls, CONTROLS)]
             parts += ["### What the selection does", self._selections(stage)]
             parts += ["### Out of domain: MS MARCO's pool", self._out_of_domain(stage)]
-        parts += ["## The finalists", self._recipes(FOURTH)]
+        parts += ["## The finalists", self._recipes(FOURTH), *self._together(FOURTH)]
         parts += ["## The third round's recipes", self._recipes(THIRD)]
         parts += ["## The second round's recipes", self._recipes(SECOND), *self._passed_over()]
         parts += ["## The options that were best on dev", self._best()]
@@ -147,13 +148,14 @@ class Study:
         for split in splits:
             if len({row["queries"][split] for some in both for row in some}) != 1:
                 raise SystemExit(f"{name}: runs have other queries in {split}")
-        first, second = (
-            np.stack([np.concatenate([self.scores[row["name"]][split] for split in splits]) for row in some])
-            for some in both
-        )
+        first, second = (self._scores_of(some, splits) for some in both)
         mark = " *" if len({row["environment"]["device"] for some in both for row in some}) > 1 else ""
         baseline = others[0]["run"]["variant"]
         return compare(name + mark, baseline, first, second, "nDCG@10", split=" ".join(splits))
+
+    def _scores_of(self, rows: Sequence[Row], splits: Sequence[str]) -> np.ndarray:
+        """(runs, queries of all splits)."""
+        return np.stack([np.concatenate([self.scores[row["name"]][split] for split in splits]) for row in rows])
 
     # The search for the twins
 
@@ -293,6 +295,24 @@ class Study:
         )
         heads = ["training set", "variant", "recipe", "dev", "test", *SELECTION]
         return f"{note}\n\n{table(heads, lines)}\n\n{comparisons(found)}"
+
+    def _together(self, stage: Round) -> list[str]:
+        """Each recipe against its twins over all settings at once."""
+        found = []
+        for option in stage.recipes:
+            both: list[list[np.ndarray]] = [[], []]
+            for train, variant in stage.on:
+                rows = self._pick(phase=stage.tries, train=train, variant=variant, option=option)
+                twins = self._pick(phase=stage.twins, train=train, variant=variant.replace("maw", "dense"))
+                if [row["run"]["seed"] for row in rows] != list(SEEDS) or len(twins) != len(rows):
+                    break
+                for kept, some in zip(both, (rows, twins), strict=True):
+                    kept.append(self._scores_of(some, _splits(train)))
+            else:
+                first, second = (np.concatenate(kept, axis=1) for kept in both)
+                found.append(("all ten", compare(option, "dense", first, second, "nDCG@10")))
+        note = "Over all ten settings together; every query of every setting counts alike."
+        return [f"{note}\n\n{comparisons(found)}"] if found else []
 
     def _passed_over(self) -> list[str]:
         """Recipes that were run as a default before a rule or another recipe took their place."""
