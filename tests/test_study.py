@@ -235,11 +235,22 @@ def test_the_third_rounds_choice_runs_beside_twins_and_controls_of_its_own(plan,
     assert all(recipe.items() <= run.maw.items() for run in runs if not run.variant.startswith("dense"))
 
 
+def finalists_done(plan, names, *, harm=0.0):
+    """The first works and loses `harm` in one setting, the others do not work."""
+    done = recipes_done(plan, tries="shortlist")
+    rows = [finished(plan, run, TWINS) for run in plan.phase("final", done) if not run.option]
+    for run in plan.phase("finalists", done):
+        works = run.option == names[0]
+        layer = {"depths alive by weight": 1.0, "information of weights, nat": 0.02 if works else 0.0}
+        value = TWINS - harm * (works and (run.train, run.variant) == ("nq-qed", "maw-lora")) + 0.001 * (not works)
+        own = {name: {"gaps": {"dev": [0.0]}, "layers on dev": [layer]} for name in plan.domains_of(run.train)}
+        rows.append(finished(plan, run, value) | {"selection": own})
+    return done + rows
+
+
 def test_the_last_round_chooses_among_finalists_in_every_setting(plan, modules):
     names = list(modules["recipes"].FINALISTS)
-    done = recipes_done(plan, tries="shortlist")
-    twins = [run for run in plan.phase("final", done) if not run.option]
-    runs = plan.phase("finalists", done)
+    runs = plan.phase("finalists", recipes_done(plan, tries="shortlist"))
     assert {(run.option, run.train, run.variant, run.seed) for run in runs} == {
         (name, train, variant, seed)
         for name in names
@@ -249,20 +260,8 @@ def test_the_last_round_chooses_among_finalists_in_every_setting(plan, modules):
     }
     assert [run.train for run in runs] == sorted((run.train for run in runs), key=[run.train for run in runs].index)
     assert len(plan.FOURTH.on) == 10
-
-    def results(harm):
-        """The first works and loses `harm` in one setting, the others do not work."""
-        rows = [finished(plan, run, TWINS) for run in twins]
-        for run in runs:
-            works = run.option == names[0]
-            layer = {"depths alive by weight": 1.0, "information of weights, nat": 0.02 if works else 0.0}
-            value = TWINS - harm * (works and (run.train, run.variant) == ("nq-qed", "maw-lora")) + 0.001 * (not works)
-            own = {name: {"gaps": {"dev": [0.0]}, "layers on dev": [layer]} for name in plan.domains_of(run.train)}
-            rows.append(finished(plan, run, value) | {"selection": own})
-        return done + rows
-
-    assert plan.chosen(results(0.002), plan.FOURTH) == names[0]
-    assert plan.chosen(results(0.004), plan.FOURTH) != names[0]
+    assert plan.chosen(finalists_done(plan, names, harm=0.002), plan.FOURTH) == names[0]
+    assert plan.chosen(finalists_done(plan, names, harm=0.004), plan.FOURTH) != names[0]
 
 
 def test_recipes_wait_for_the_twins_that_they_may_lose_to(plan):
@@ -326,14 +325,17 @@ def test_a_run_is_done_with_the_share_of_dropout_that_it_names(plan, modules):
     assert settings(plan.Run("main", "mixed", "dense-full", 0)) is None
 
 
-def test_the_scratch_twins_rate_is_the_best_of_its_search(plan):
-    done = recipes_done(plan, tries="shortlist")
+def test_the_scratch_twins_rate_is_the_best_of_its_search(plan, modules):
+    finalists = modules["recipes"].FINALISTS
+    done = finalists_done(plan, list(finalists))
     search = plan.phase("scratch", done)
     assert [run.learning_rate for run in search] == [2e-4, 5e-4, 1e-3, 2e-3]
     done += [finished(plan, run, 0.3 + (run.learning_rate == 2e-3)) for run in search]
     after = plan.phase("scratch", done)
     assert {run.learning_rate for run in after if run.seed in plan.SEEDS} == {2e-3}
     assert len(after) == 4 + 20
+    default = finalists[plan.chosen(done, plan.FOURTH)]
+    assert all(default.items() <= run.maw.items() for run in after if run.option)
 
 
 def test_runs_that_are_in_two_folders_are_one_and_must_agree(modules, tmp_path):

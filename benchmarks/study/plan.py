@@ -66,7 +66,7 @@ RESTS_ON: dict[str, set[str]] = {
     "shortlist": {"tuning"},
     "final": {"tuning", "shortlist"},
     "finalists": {"tuning"},
-    "scratch": {"shortlist"},
+    "scratch": {"final", "finalists"},
     "options": {"tuning", "shortlist"},
     "best": {"tuning", "shortlist", "options"},
     "main": {"tuning"},
@@ -332,9 +332,9 @@ def _scratch(results: Results) -> Iterable[Run]:
     ]
     yield from _finished(begun, results)
     if len(_finished(search, results)) == len(search):
-        rate, option = tuned(results, "mixed", "full", "scratch")["learning_rate"], chosen(results)
+        rate, option = tuned(results, "mixed", "full", "scratch")["learning_rate"], chosen(results, FOURTH)
         for seed, (variant, maw, where) in itertools.product(SEEDS, rows[:4]):
-            recipe = {} if variant == "dense-full" else {**SHORTLIST[option], **maw}
+            recipe = {} if variant == "dense-full" else {**FINALISTS[option], **maw}
             name = f"{option}; {where}" if recipe else ""
             if recipe or rate != 5e-4:  # else its twins are there already
                 yield Run("scratch", "mixed", variant, seed, rate, **common, maw=recipe, option=name)
