@@ -183,7 +183,7 @@ def explained_variance(
     explained = {}
     for step in range(max(checks) + 1):
         if step in checks:
-            explained[str(step)] = float(record_statistics([forward(2000)[1]])["value_explained_variance"])
+            explained[str(step)] = float(record_statistics([forward(2000)[1]], tau=1.0)["value_explained_variance"])
         loss, _ = forward(batch)
         optimiser.zero_grad()
         loss.backward()

@@ -38,6 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     model.max_seq_length = options.max_length
     config = maw.MAWConfig(layers=[-1], depth=64)  # MAW
     print(maw.attach(model, config))  # MAW
+    with maw.calibrating(model):  # MAW: its policy begins where it can tell these texts apart
+        model.encode(rows["anchor"][:128] + rows["positive"][:128], show_progress_bar=False)  # MAW
     loss = MultipleNegativesRankingLoss(model)
     loss = AuxiliaryLoss(loss, model)  # MAW: the policy's loss, weighed like the rest
     training = SentenceTransformerTrainingArguments(

@@ -97,10 +97,12 @@ def test_a_number_too_large_for_a_float_is_bad_input():
 def test_defaults_are_those_of_method_section_4():
     config = MAWConfig()
     assert config.layers == (-1,)
-    assert (config.depth, config.views, config.selection, config.tau) == (64, "auto", "gumbel", 10.0)
+    assert (config.depth, config.views, config.selection) == (64, "auto", "gumbel")
+    assert (config.tau, config.noise) == (0.15, 0.00375)
     assert (config.group_size, config.advantage, config.reward) == (8, "std", "entropy")
-    assert (config.auxiliary_weight, config.value_weight, config.kl_weight) == (0.03, 0.5, 1.0)
-    assert (config.learning_rate, config.mechanism, config.tau_start) == (1e-4, "maw", None)
+    assert (config.auxiliary_weight, config.value_weight, config.kl_weight) == (0.03, 0.5, 300.0)
+    assert (config.calibrate, config.depth_baseline) == (True, True)
+    assert (config.learning_rate, config.mechanism, config.tau_start) == (3e-4, "maw", None)
     assert (config.scale, config.num_heads, config.updates) == (None, None, 1)
     assert MAWConfig.recipe("default") == config
 
@@ -181,6 +183,7 @@ def test_literal_recipe_is_the_specifications_snippet():
     assert (config.views, config.train_views, config.scale) == ("ones", False, 1.0)
     assert (config.group_size, config.tau, config.selection, config.depth) == (1, 1.0, "gumbel", 64)
     assert (config.kl_weight, config.entropy_weight) == (0.0, 0.0)
+    assert (config.noise, config.depth_baseline, config.calibrate) == (1.0, False, False)
     assert MAWConfig.recipe("literal", depth=5) == dataclasses.replace(config, depth=5)
 
 

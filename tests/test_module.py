@@ -18,10 +18,12 @@ from maw.views import frame_views, ones_views, spectral_views
 
 BATCH, HEADS, TOKENS, CHANNELS, DEPTH = 6, 3, 7, 5, 11
 SCALING = 0.37
+# weights that are noisy enough to see it, texts on their own, and a reward that leads
+PLAIN = {"depth": DEPTH, "tau": 10.0, "noise": 1.0, "depth_baseline": False, "auxiliary_weight": 1.0, "kl_weight": 0.0}
 
 
 def make_layer(*, dtype=torch.float64, views=None, scaling=SCALING, **settings):
-    settings = {"depth": DEPTH, "auxiliary_weight": 1.0, "kl_weight": 0.0, **settings}
+    settings = {**PLAIN, **settings}
     if views is None:
         views = frame_views(HEADS, CHANNELS, settings["depth"], scaling=scaling)
     torch.manual_seed(11)

@@ -360,7 +360,7 @@ def test_runs_that_are_in_two_folders_are_one_and_must_agree(modules, tmp_path):
 @pytest.mark.parametrize("weights_per", ["head", "token", "head and token"])
 def test_finer_weights_are_those_of_the_sum_over_depths(finer, weights_per, depth):
     torch.manual_seed(0)
-    config = maw.MAWConfig(depth=depth, selection="softmax", tau=1.0)
+    config = maw.MAWConfig(depth=depth, selection="softmax", tau=1.0, calibrate=False)
     views = spectral_views(*torch.randn(2, 3, 8, 24, dtype=torch.float64), depth, scaling=0.3, seed=0)
     layer = DepthAttention(config, views, scaling=0.3).double().eval()
     finer.refine(layer, weights_per)
@@ -386,7 +386,7 @@ def test_finer_weights_are_those_of_the_sum_over_depths(finer, weights_per, dept
 
 
 def test_finer_weights_learn_from_the_training_loss_and_need_a_known_name(finer):
-    layer = DepthAttention(maw.MAWConfig(depth=5), frame_views(2, 4, 5, scaling=0.5))
+    layer = DepthAttention(maw.MAWConfig(depth=5, calibrate=False), frame_views(2, 4, 5, scaling=0.5))
     with pytest.raises(ValueError, match="got 'query'"):
         finer.refine(layer, "query")
     finer.refine(layer, "token")

@@ -49,9 +49,8 @@ def compute(sentence: str, head: int) -> Drawn:
     with torch.no_grad(), plain_attention(model, host, 64):
         seen = capture(model, host, module, sentence)
         torch.manual_seed(0)
-        weight = depth_weights(
-            torch.zeros(1, module.config.depth), selection="gumbel", tau=module.config.tau, training=True
-        )
+        settings = {name: getattr(module.config, name) for name in ("selection", "tau", "noise")}
+        weight = depth_weights(torch.zeros(1, module.config.depth), training=True, **settings)
         part = slice(head, head + 1)
         steps = seven_steps(
             *(one[:, part] for one in (seen.query, seen.key, seen.value)),

@@ -51,9 +51,8 @@ ADVICE: dict[str, str] = {
     ),
     "dead depths": "lower auxiliary_weight, raise entropy_weight, or use fewer depths (depth)",
     "uniform hedging": (
-        "nothing is broken: the depth weights are noise around 1/D. To train a choice set calibrate=True and "
-        "depth_baseline=True and raise auxiliary_weight, to 10 at tau=1, or lower kl_weight; to do without use "
-        "selection='uniform'"
+        "nothing is broken: the depth weights hardly depend on the text. To let them follow it more lower tau (with "
+        "noise in proportion) or kl_weight; to do without use selection='uniform'"
     ),
     "constant reward": (
         "nothing can be learnt from it: use views that differ (views='auto', not 'ones' or the literal recipe) and the "

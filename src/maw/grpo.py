@@ -264,7 +264,7 @@ def k3(
     [0.0]
     """
     difference = log_probability(reference_logits, depth_index) - log_probability(logits, depth_index)
-    return (difference.exp() - 1 - difference).mean(dim=-1)
+    return (difference.expm1() - difference).mean(dim=-1)
 
 
 def value_loss(value: Float[Tensor, " B"], rewards: Float[Tensor, "B G"]) -> Float[Tensor, " B"]:

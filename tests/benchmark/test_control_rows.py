@@ -22,6 +22,7 @@ from maw.selector import depth_weights
 
 SMALL = ["--batch-size", "5", "--epochs", "1", "--max-length", "16", "--device", "cpu", "--maw-depth-dim", "8"]
 NAMES = ",".join(CONTROLS)
+DEFAULT = maw.MAWConfig()
 
 
 @pytest.fixture(scope="module")
@@ -82,29 +83,33 @@ def test_other_ways_to_name_a_control_that_do_not_exist_are_refused(tiny_model, 
     assert "ia3-key, linear-gate, logit-dropout, got 'ia3'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("tau", "share"), [(5.0, 0.013), (maw.MAWConfig().tau, LOGIT_DROPOUT)])
-def test_logit_dropout_is_matched_to_the_noise_of_depths_on_real_text(tau, share):
+@pytest.mark.parametrize(
+    ("tau", "noise", "share"),
+    [(5.0, 1.0, 0.013), (10.0, 1.0, 0.0026), (DEFAULT.tau, DEFAULT.noise, LOGIT_DROPOUT)],
+)
+def test_logit_dropout_is_matched_to_the_noise_of_depths_on_real_text(tau, noise, share):
     """The variance of depth noise on a logit, less the mean over keys, over the mean square logit is p / (1 - p)."""
     file = Path(os.environ.get("MAW_DATA", "")) / "msmarco-passage-pool" / "corpus.jsonl"
     if "MAW_DATA" not in os.environ or not file.is_file():
         pytest.skip("MAW_DATA has no msmarco-passage-pool: name the folder that holds it")
     lines = file.read_text(encoding="utf-8").splitlines()[::1500][:24]
     model = load_encoder("packaged", device=choose_device("cpu"), max_length=128)
-    maw.attach(model, maw.MAWConfig())
+    maw.attach(model, DEFAULT)
     (layer,) = maw_layers(model)
     seen = []
     layer.register_forward_pre_hook(lambda _, given, __: seen.append(given), with_kwargs=True)
-    noise = square = 0.0
+    variance = square = 0.0
     with torch.no_grad():
         for line in lines:  # one at a time: no padding
             model.encode([json.loads(line)["text"]])
             query, key = seen.pop()[:2]
             logit = layer.scaling * query @ key.mT
-            weight = depth_weights(torch.zeros(8, layer.config.depth), selection="gumbel", tau=tau, training=True)
+            zeros = torch.zeros(8, layer.config.depth)
+            weight = depth_weights(zeros, selection="gumbel", tau=tau, training=True, noise=noise)
             noisy = transform_query(
                 query.expand(8, -1, -1, -1), layer.query_views, layer.key_views, weight, scale=layer.scale
             )
             added = noisy @ key.mT - logit
-            noise += float((added - added.mean(dim=-1, keepdim=True)).square().mean(dim=0).sum())
+            variance += float((added - added.mean(dim=-1, keepdim=True)).square().mean(dim=0).sum())
             square += float(logit.square().sum())
-    assert noise / square == pytest.approx(share / (1 - share), rel=0.1)
+    assert variance / square == pytest.approx(share / (1 - share), rel=0.1)
