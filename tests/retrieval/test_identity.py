@@ -14,7 +14,7 @@ import maw
 from maw.hf.attach import maw_layers
 from maw.retrieval.identity import encoder_fingerprint, fingerprint
 
-CONFIG = maw.MAWConfig(depth=4)
+CONFIG = maw.MAWConfig(depth=4, tau=10.0)  # weights that are no single depth's, so that tau shows
 
 
 def trained():

@@ -169,15 +169,15 @@ PLANTED = {
     "a scale far too large": ("attention-entropy collapse", {"scale": 1e6}, None),
     "views that grew": ("attention-entropy collapse", {}, multiply("query_views", 100.0)),
     "a learning rate far too high": ("attention-entropy collapse", {"learning_rate": 3.0}, None),
-    "noise at tau 1": ("train/evaluation gap", {"tau": 1.0, "views": "random"}, None),
+    "noise at tau 1": ("train/evaluation gap", {"tau": 1.0, "noise": 1.0, "views": "random"}, None),
     "another tau in evaluation": (
         "train/evaluation gap",
-        {},
+        {"tau": 10.0, "noise": 1.0},
         both(prefer(2.0, 1.0, *[0.0] * 6), evaluate_with(tau=0.05)),
     ),
     "no policy in evaluation": (
         "train/evaluation gap",
-        {"tau": 0.5},
+        {"tau": 0.5, "noise": 1.0},
         both(prefer(5.0, 5.0, *[0.0] * 6), evaluate_with(selection="uniform")),
     ),
     "no mask in MAW": ("loss of the mask", {}, forget_the_mask_in_maw),

@@ -24,8 +24,10 @@ from maw.hf.attach import maw_layers
 from maw.retrieval.training.losses import AuxiliaryLoss, contrastive_loss
 
 PROCESSES = 2
-EXACT = {"depth": 8, "auxiliary_weight": 10.0, "estimator": "exact", "selection": "softmax"}
-REPLAYED = {"depth": 8, "auxiliary_weight": 0.1, "selection": "softmax", "group_size": 4, "updates": 2}
+# baselines of depths compare the texts of one process alone, and a low temperature magnifies roundings
+ALONE = {"depth": 8, "selection": "softmax", "tau": 10.0, "kl_weight": 1.0, "depth_baseline": False}
+EXACT = {**ALONE, "auxiliary_weight": 10.0, "estimator": "exact"}
+REPLAYED = {**ALONE, "auxiliary_weight": 0.1, "group_size": 4, "updates": 2}
 
 
 class PairLoss(torch.nn.Module):
@@ -136,8 +138,9 @@ def gradients(settings, *, loss=PairLoss, losses=1, steps=1, rank=None, find_unu
 
 
 def steps_with_noise(rank):
-    """Three steps of the default recipe; what was drawn, and where the weights ended."""
-    model = encoder(maw.MAWConfig(depth=8, auxiliary_weight=10.0)).train()
+    """Three steps of a recipe that is noisy and learns; what was drawn, and where the weights ended."""
+    settings = {"tau": 10.0, "noise": 1.0, "kl_weight": 1.0, "auxiliary_weight": 10.0}
+    model = encoder(maw.MAWConfig(depth=8, **settings)).train()
     model[0].model.backbone.pooler.requires_grad_(False)
     wrapped = DistributedDataParallel(model)
     loss = AuxiliaryLoss(PairLoss(wrapped), wrapped).train()

@@ -26,6 +26,7 @@ from maw.retrieval.training.losses import AuxiliaryLoss
 from maw.retrieval.training.rollouts import Rollouts, retrieval_reward
 
 DEPTH, GROUP, SCALE = 5, 3, 20.0
+ALONE = {"depth_baseline": False, "kl_weight": 1.0}  # what a text learns is from its own rewards, and they lead
 THREE_LAYERS = {
     "bert": {"num_hidden_layers": 3},
     "mpnet": {"num_hidden_layers": 3},
@@ -44,7 +45,7 @@ def _host(name):
 def with_maw(name="bert", layers=(-1,), **settings):
     """A random encoder of three layers without dropout, its views and policies moved off their start; in training."""
     model = copy.deepcopy(_host(name))
-    given = {"reward": "retrieval", "depth": DEPTH, "group_size": GROUP, "tau": 1.0, **settings}
+    given = {"reward": "retrieval", "depth": DEPTH, "group_size": GROUP, **ALONE, "tau": 1.0, "noise": 1.0, **settings}
     maw.attach(model, maw.MAWConfig(layers=layers if layers == "all" else list(layers), **given))
     generator = torch.Generator().manual_seed(1)
     for layer in maw_layers(model):
@@ -267,7 +268,8 @@ def test_a_policy_that_is_not_trained_stops_nothing():
 def planted(**settings):
     """In the first layer depth 2 attends to the one token of type 1, a text's own word, and all others to the rest,
     which all texts share; what the layer attends to outweighs the residual."""
-    model = encoder(maw.MAWConfig(layers=[0], depth=6, views="ones", scale=1.0, tau=1e4, kl_weight=0.0, **settings))
+    settings = {"tau": 1e4, **ALONE, "kl_weight": 0.0, **settings}
+    model = encoder(maw.MAWConfig(layers=[0], depth=6, views="ones", scale=1.0, **settings))
     (layer,) = maw_layers(model)
     host = carrying_host(model, "look at")
     attention = host.encoder.layer[0].attention.self

@@ -22,13 +22,13 @@ from maw.retrieval.training.trainer import Trainer
 from maw.views import frame_views
 
 STEPS = 4  # 8 pairs, 4 a batch, 2 epochs
-CONFIG = maw.MAWConfig(depth=8, tau_start=20.0, tau=4.0)
+CONFIG = maw.MAWConfig(depth=8, tau_start=20.0, tau=4.0, noise=1.0)
 TAUS = [20.0, 16.0, 12.0, 8.0]
 
 
 def layer(**settings):
     torch.manual_seed(1)
-    made = DepthAttention(maw.MAWConfig(depth=5, **settings), frame_views(2, 4, 5, scaling=0.5))
+    made = DepthAttention(maw.MAWConfig(depth=5, noise=1.0, **settings), frame_views(2, 4, 5, scaling=0.5))
     made.selector.policy_network[-1].bias.data.normal_()
     return made
 
