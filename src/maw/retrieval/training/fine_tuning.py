@@ -31,6 +31,7 @@ from maw.retrieval.evaluation.development import METRIC, DevEvaluator
 from maw.retrieval.identity import encoder_fingerprint
 from maw.retrieval.training.batches import Batches, TrainingTexts
 from maw.retrieval.training.checkpoints import (
+    Checkpoints,
     check_identity,
     last_checkpoint,
     shorten_log,
@@ -40,7 +41,7 @@ from maw.retrieval.training.losses import AuxiliaryLoss, contrastive_loss
 from maw.retrieval.training.rows import find_negatives, with_negatives
 from maw.retrieval.training.settings import TrainingSettings
 from maw.retrieval.training.steps import Progress
-from maw.retrieval.training.trainer import Checkpoints, Trainer
+from maw.retrieval.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
