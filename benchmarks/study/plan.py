@@ -8,7 +8,7 @@ controls    what is to be told apart from it, on every set, with its settings
 shortlist   the third round, from here on with draws apart from dropout's: what the two before leave to choose from
 final       the one of these that is best on dev, in the same way, beside dense twins and all controls
 finalists   on every set beside the same twins: that one and a few more, of which one is the default in the end
-options     changes of it, on one training set
+options     changes of the third round's choice, on one training set
 scratch     a small encoder that was never trained: its twin's learning rate, then MAW
 best        the options that were best on dev, on every training set
 """
@@ -172,19 +172,20 @@ def tuned(results: Results, train: str, tuning: str, encoder: str = "minilm") ->
 
 
 class Round(NamedTuple):
-    """Recipes that are tried in some settings, the phase of the twins they are compared with, and that in which the
-    best of them runs everywhere."""
+    """Recipes that are tried in some settings, the phase of the twins they are compared with, that in which the best
+    of them runs everywhere, and the phases to ask for to have them tried."""
 
     tries: str
     recipes: Mapping[str, Mapping[str, Any]]
     twins: str
     everywhere: str
+    made_by: str
     on: Sequence[tuple[str, str]] = RECIPES_ON
 
 
-SECOND = Round("recipes", RECIPES, "main", "default")
-THIRD = Round("shortlist", SHORTLIST, "shortlist", "final")
-FOURTH = Round("final", FINALISTS, "final", "final", tuple(itertools.product(SETS, MAW)))
+SECOND = Round("recipes", RECIPES, "main", "default", "recipes")
+THIRD = Round("shortlist", SHORTLIST, "shortlist", "final", "shortlist")
+FOURTH = Round("final", FINALISTS, "final", "final", "final,finalists", tuple(itertools.product(SETS, MAW)))
 
 
 def _recipes(results: Results) -> Iterable[Run]:
@@ -214,13 +215,15 @@ def _cells(results: Results, phase: str, option: str) -> dict[tuple[str, str], l
     return found
 
 
-def _best_on_dev(results: Results, phase: str, options: Iterable[str], cells: int, seeds: int) -> list[str]:
+def _best_on_dev(
+    results: Results, phase: str, options: Iterable[str], cells: int, seeds: int, made_by: str
+) -> list[str]:
     """Options from the best on dev to the worst, by the mean of their cells; without those of which a run failed."""
     means = {}
     for option in options:
         found = _cells(results, phase, option).values()
         if len(found) != cells or any(len(rows) != seeds for rows in found):
-            raise Unfinished(f"{option!r} has runs that are not finished: run --phases {phase} first")
+            raise Unfinished(f"{option!r} has runs that are not finished: run --phases {made_by} first")
         if not any("failed" in row for rows in found for row in rows):
             means[option] = statistics.mean(statistics.mean(map(dev, rows)) for rows in found)
     return sorted(means, key=means.__getitem__, reverse=True)
@@ -228,7 +231,7 @@ def _best_on_dev(results: Results, phase: str, options: Iterable[str], cells: in
 
 def chosen(results: Results, stage: Round = THIRD) -> str:
     """The recipe that is the default from here on: the best on dev of those that work; of all, if none does."""
-    ranked = _best_on_dev(results, stage.tries, stage.recipes, len(stage.on), len(SEEDS))
+    ranked = _best_on_dev(results, stage.tries, stage.recipes, len(stage.on), len(SEEDS), stage.made_by)
     works = working(results, stage)
     return next((option for option in ranked if option in works), ranked[0])
 
@@ -365,7 +368,7 @@ def _best(results: Results) -> Iterable[Run]:
     found = [
         result for result in results if result["run"]["seed"] in OPTIONS_SEEDS and result["run"]["train"] in OPTIONS_ON
     ]
-    for option in _best_on_dev(found, "options", tried, len(OPTIONS_ON), len(OPTIONS_SEEDS))[:2]:
+    for option in _best_on_dev(found, "options", tried, len(OPTIONS_ON), len(OPTIONS_SEEDS), "options")[:2]:
         for seed, train, tuning in itertools.product(SEEDS, SETS, ("full", "lora")):
             maw = {**recipe, **OPTIONS[option]}
             yield Run("best", train, f"maw-{tuning}", seed, **tuned(results, train, tuning), maw=maw, option=option)

@@ -232,6 +232,8 @@ class Study:
                 for splits in (("dl19", "dl20"), ("dev",)):
                     where = [f"{POOL}/{split}" for split in splits]
                     found.append((train, self._compared(rows, twins, where, f"{variant} on {' and '.join(splits)}")))
+        if not found:
+            return "Not measured."
         means_of_splits = table(["training set", "variant", "seeds", *POOL_SPLITS], lines)
         return f"{means_of_splits}\n\n{comparisons(found)}"
 
@@ -297,22 +299,39 @@ class Study:
         return f"{note}\n\n{table(heads, lines)}\n\n{comparisons(found)}"
 
     def _together(self, stage: Round) -> list[str]:
-        """Each recipe against its twins over all settings at once."""
-        found = []
+        """Each recipe against its twins over all settings; a query's value is its mean over those that ask it."""
+        found, means = [], []
         for option in stage.recipes:
-            both: list[list[np.ndarray]] = [[], []]
-            for train, variant in stage.on:
-                rows = self._pick(phase=stage.tries, train=train, variant=variant, option=option)
-                twins = self._pick(phase=stage.twins, train=train, variant=variant.replace("maw", "dense"))
-                if [row["run"]["seed"] for row in rows] != list(SEEDS) or len(twins) != len(rows):
-                    break
-                for kept, some in zip(both, (rows, twins), strict=True):
-                    kept.append(self._scores_of(some, _splits(train)))
-            else:
-                first, second = (np.concatenate(kept, axis=1) for kept in both)
-                found.append(("all ten", compare(option, "dense", first, second, "nDCG@10")))
-        note = "Over all ten settings together; every query of every setting counts alike."
-        return [f"{note}\n\n{comparisons(found)}"] if found else []
+            pairs = [
+                [
+                    self._pick(phase=stage.tries, train=train, variant=variant, option=option),
+                    self._pick(phase=stage.twins, train=train, variant=variant.replace("maw", "dense")),
+                ]
+                for train, variant in stage.on
+            ]
+            if any([row["run"]["seed"] for row in rows] != list(SEEDS) for pair in pairs for rows in pair):
+                continue
+            own: list[dict[str, list[np.ndarray]]] = [{}, {}]
+            for (train, _), pair in zip(stage.on, pairs, strict=True):
+                for kept, rows in zip(own, pair, strict=True):
+                    for split in _splits(train):
+                        kept.setdefault(split, []).append(self._scores_of(rows, [split]))
+            first, second = (
+                np.concatenate([np.mean(several, axis=0) for several in kept.values()], axis=1) for kept in own
+            )
+            found.append(("all", compare(option, "dense", first, second, "nDCG@10")))
+            of_settings = [
+                self._scores_of(pair[0], _splits(train)).mean() - self._scores_of(pair[1], _splits(train)).mean()
+                for (train, _), pair in zip(stage.on, pairs, strict=True)
+            ]
+            means.append([option, f"{statistics.mean(of_settings):+.4f}"])
+        if not found:
+            return []
+        note = (
+            "Over all settings: a query's value is its mean over the four settings that ask it, and all queries count "
+            "alike. Below, the mean over settings, each of which counts alike."
+        )
+        return [f"{note}\n\n{comparisons(found)}", table(["recipe", "mean of the settings' differences"], means)]
 
     def _passed_over(self) -> list[str]:
         """Recipes that were run as a default before a rule or another recipe took their place."""
@@ -374,10 +393,11 @@ class Study:
                 rows[row["run"]["option"]].append(row)
             twins = rows.get("", [])
             for option, own in rows.items():
-                lines.append([train, option or "dense-full", len(own), f"{statistics.mean(map(dev, own)):.4f}"])
+                name = "the third round's choice" if option == "the default" else option
+                lines.append([train, name or "dense-full", len(own), f"{statistics.mean(map(dev, own)):.4f}"])
                 lines[-1] += [self._marked(own, train), *self._selection(own, train)]
                 if option and twins:
-                    found.append((train, self._compared(own, twins, _splits(train), option)))
+                    found.append((train, self._compared(own, twins, _splits(train), name)))
         every = table(["training set", "option", "seeds", "dev", "test", *SELECTION], lines)
         return f"{every}\n\n{comparisons(found)}"
 

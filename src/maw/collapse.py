@@ -33,8 +33,8 @@ WINDOW = 10
 PATIENCE = 50
 """Steps before a policy that is still uniform is worth a note: it starts uniform."""
 
-USAGES = ("depth_usage", "weight_usage")
-"""The vectors among a layer's statistics."""
+USAGES = {"depth_usage": "policy", "weight_usage": "depth weight"}
+"""The vectors among a layer's statistics, and what they are means of."""
 COLLAPSED_USAGE = 0.2
 ALIVE = 0.5
 HEDGING_ENTROPY, HEDGING_INFORMATION = 0.95, 0.01
@@ -46,10 +46,10 @@ VIEW_SPREAD = 1e-4
 
 ADVICE: dict[str, str] = {
     "policy collapse": (
-        "lower auxiliary_weight or MAW's learning rate, or raise kl_weight or entropy_weight; raise tau where the "
-        "task's own loss drives it"
+        "raise kl_weight, or lower MAW's learning rate; where the training loss drives it raise tau, with noise in "
+        "proportion, and where the reward does lower auxiliary_weight and raise kl_weight in proportion"
     ),
-    "dead depths": "lower auxiliary_weight, raise entropy_weight, or use fewer depths (depth)",
+    "dead depths": "raise kl_weight or tau, with noise in proportion, or use fewer depths (depth)",
     "uniform hedging": (
         "nothing is broken: the depth weights hardly depend on the text. To let them follow it more lower tau (with "
         "noise in proportion) or kl_weight; to do without use selection='uniform'"
@@ -59,8 +59,8 @@ ADVICE: dict[str, str] = {
         "default scale"
     ),
     "attention-entropy collapse": (
-        "lower MAW's learning rate and auxiliary_weight, and leave scale at its default: each token attends to one "
-        "token, whose gradient is nearly 0"
+        "lower MAW's learning rate, raise kl_weight, and leave scale at its default: each token attends to one token, "
+        "whose gradient is nearly 0"
     ),
     "train/evaluation gap": (
         "encode with the settings the model was trained with (selection, tau), or raise tau or lower noise: training "
@@ -136,18 +136,20 @@ def selector_findings(
     >>> [finding.name for finding in selector_findings(collapsed, step=90)]
     ['policy collapse']
     """
-    usages = {name: torch.as_tensor(number) for name, number in statistics.items() if name in USAGES}
-    depth = len(usages["depth_usage"]) if usages else 1
+    usages = {USAGES[name]: torch.as_tensor(number) for name, number in statistics.items() if name in USAGES}
+    depth = len(usages["policy"]) if usages else 1
     if depth == 1:
         return []
     value = {name: float(number) for name, number in statistics.items() if name not in USAGES}
-    spread = min(float(torch.special.entr(usage).sum()) / math.log(depth) for usage in usages.values())
-    alive = min(int((usage >= 1 / (4 * depth)).sum()) for usage in usages.values())
+    spread, what = min(
+        (float(torch.special.entr(usage).sum()) / math.log(depth), what) for what, usage in usages.items()
+    )
     if spread < COLLAPSED_USAGE:
-        seen = f"the mean policy has {spread:.3f} of its largest entropy: all texts get the same few of {depth} depths"
+        seen = f"the mean {what} has {spread:.3f} of its largest entropy: all texts get the same few of {depth} depths"
         return [_finding("policy collapse", seen, f"below {COLLAPSED_USAGE}", layer=layer)]
+    alive, what = min((int((usage >= 1 / (4 * depth)).sum()), what) for what, usage in usages.items())
     if alive < ALIVE * depth:
-        seen = f"{alive} of {depth} depths have a mean probability of at least 1/(4D)"
+        seen = f"{alive} of {depth} depths have at least 1/(4D) in the mean {what}"
         return [_finding("dead depths", seen, f"below {ALIVE} of them", layer=layer)]
     constant = _constant_reward(value)
     if constant is not None:

@@ -77,7 +77,8 @@ class MAWConfig:
         clip: half-width of the clipped probability ratio.
         updates: how many optimiser steps each group of samples serves (`maw.retrieval.training.losses.AuxiliaryLoss`
             replays it in the later ones). With 1 the ratio is always 1.
-        auxiliary_weight: weight of the auxiliary loss beside the training loss.
+        auxiliary_weight: weight of the auxiliary loss beside the training loss: of rewards, value loss and KL alike, so
+            that with 0 nothing holds the policy.
         value_weight: weight of the value loss inside the auxiliary loss.
         kl_weight: weight of KL(policy || uniform) inside the auxiliary loss. Times `auxiliary_weight` it holds the
             policy against the training loss; a low `tau` makes weights of a policy that is next to uniform.

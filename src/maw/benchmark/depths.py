@@ -84,9 +84,9 @@ def strips(name: str, title: str, found: Sequence[Usage], kinds: Sequence[str]) 
         _key(figure.add_subplot(grid[-1, :]), shades)
 
     caption = (
-        "How often the policy would choose each depth: one cell a depth (0 to D - 1), one row a seed in each layer. "
-        "Without colour: as often as under uniform choice, 1/D; orange: more often, blue: more rarely, fullest from 8 "
-        "times or 1/8 on. A strip that is blue but for a few orange cells has collapsed onto them."
+        "How much each depth weighs, the mean over texts: one cell a depth (0 to D - 1), one row a seed in each layer. "
+        "Without colour: as much as under uniform weights, 1/D; orange: more, blue: less, fullest from 8 times or 1/8 "
+        "on. A strip that is blue but for a few orange cells has collapsed onto them."
     )
     return Plot(name, title, draw_svg(name, title, 0.2 + sum(heights) + 0.42, draw), caption)
 
@@ -132,8 +132,8 @@ def usage_lines(found: Sequence[Usage]) -> list[dict[str, Any]]:
     """The same in numbers: for every variant and layer, means over seeds.
 
     Returns:
-        `variant`, `layer`, `depth`, `seeds`; `query` and `document`: how many depths the policy's choice amounts to
-        (exp of its entropy); `shared`: the part of their choice that both kinds have in common, the sum of the smaller
+        `variant`, `layer`, `depth`, `seeds`; `query` and `document`: how many depths their mean weights amount to
+        (exp of the entropy); `shared`: the part of their weights that both kinds have in common, the sum of the smaller
         shares.
 
     >>> usage_lines([Usage("maw", 0, 5, "query", [0.5, 0.5]), Usage("maw", 0, 5, "document", [1.0, 0.0])])

@@ -47,7 +47,7 @@ def read_logs(folder: Path) -> tuple[list[Log], list[str]]:
             for name, value in entry.items():
                 if (found := formats.number(value)) is not None:  # a step that was repeated after a stop counts once
                     log.curves.setdefault(name, {})[step] = found
-            log.usage = shares(entry.get("depth_usage")) or log.usage
+            log.usage = shares(entry.get("weight_usage")) or log.usage
         if unread:
             lines = "1 line could not be read and is" if unread == 1 else f"{unread} lines could not be read and are"
             notes.append(f"{path.name}: {lines} left out.")

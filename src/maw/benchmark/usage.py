@@ -1,4 +1,4 @@
-"""Which depths a trained policy would choose, by layer and by kind of input: queries and documents."""
+"""How much each depth weighs in a trained model, by layer and by kind of input: queries and documents."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from maw.hf.hosts import family_of
 from maw.hf.listening import listening
 from maw.retrieval.data.texts import TextStore
 from maw.retrieval.ranking.dense import encode
+from maw.selector import depth_weights
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -27,10 +28,10 @@ TEXTS = 256
 
 
 def depth_usage(model: SentenceTransformer, dataset: RetrievalDataset, splits: Sequence[str]) -> dict[str, Any] | None:
-    """The mean policy over queries and over documents, in every MAW layer, in evaluation mode.
+    """The mean depth weights over queries and over documents, in every MAW layer, in evaluation mode.
 
-    It is the `depth_usage` of the training logs, softmax of the policy's logits without noise and temperature, but of
-    each kind of input alone: up to `TEXTS` queries of the evaluation splits and as many documents, evenly spaced.
+    They are the `weight_usage` of the training logs, but of each kind of input alone: up to `TEXTS` queries of the
+    evaluation splits and as many documents, evenly spaced.
 
     Args:
         model: an encoder; it is left as it was.
@@ -54,7 +55,7 @@ def depth_usage(model: SentenceTransformer, dataset: RetrievalDataset, splits: S
     texts = {"query": _some(asked), "document": _some(dataset.documents)}
     return {
         "layers": list(layers),
-        **{kind: _mean_policies(model, list(layers.values()), those, kind) for kind, those in texts.items()},
+        **{kind: _mean_weights(model, list(layers.values()), those, kind) for kind, those in texts.items()},
         "texts": {kind: len(those) for kind, those in texts.items()},
     }
 
@@ -66,7 +67,7 @@ def _some(texts: Mapping[str, str]) -> list[str]:
 
 
 @torch.no_grad()
-def _mean_policies(
+def _mean_weights(
     model: SentenceTransformer,
     layers: Sequence[DepthAttention],
     texts: Sequence[str],
@@ -75,7 +76,9 @@ def _mean_policies(
     found: dict[DepthAttention, list[Tensor]] = {layer: [] for layer in layers}
 
     def hear(layer: DepthAttention, query: Tensor, _: Tensor, mask: Tensor | None) -> None:
-        found[layer].append(layer.policy_logits(query, mask).cpu().double().softmax(dim=-1))
+        logits, config = layer.policy_logits(query, mask).cpu().double(), layer.config
+        weight = depth_weights(logits, selection=config.selection, tau=config.tau, training=False)
+        found[layer].append(weight)
 
     with listening(layers, hear):
         encode(model, texts, kind)

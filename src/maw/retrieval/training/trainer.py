@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
-from maw.collapse import Finding, Watch
+from maw.collapse import USAGES, Finding, Watch
 from maw.errors import MAWError
 from maw.hf.attach import carried, maw_layers
 from maw.retrieval.aside import saying_that_the_disk_is_full
@@ -77,6 +77,11 @@ class Trainer(SentenceTransformerTrainer):
     def __init__(
         self, *, batches: Batches, log_file: Path, data: str = "", probe_texts: Sequence[str] = (), **options: Any
     ) -> None:
+        if not hasattr(SentenceTransformerTrainer, "_clip_grad_norm"):
+            raise MAWError(
+                "this version of Transformers clips gradients elsewhere, so that MAW's would shorten the encoder's "
+                "steps: install the version that constraints.txt names"
+            )
         super().__init__(**options)
         self.batches = batches
         self.log_file = log_file
@@ -122,16 +127,19 @@ class Trainer(SentenceTransformerTrainer):
             )
 
     def _clip_grad_norm(self, model: Any) -> Tensor:
-        """Clip the gradients of the encoder and of MAW apart, each by its own norm; returns the norm of all.
+        """Clip the gradients of the encoder and of MAW apart, each by its own norm; returns the norm of all, as it was.
 
         By one norm MAW's gradients, which can be larger than an adapter's, would shorten the encoder's steps; its dense
         twin's are not shortened.
         """
+        self.accelerator.unscale_gradients()
         own = {id(parameter) for module in carried(self.model) for parameter in module.parameters()}
         parts: tuple[list[Tensor], list[Tensor]] = [], []
         for parameter in self.model.parameters():
-            parts[id(parameter) in own].append(parameter)
-        return torch.stack([clip_grad_norm_(part, self.args.max_grad_norm) for part in parts if part]).norm()
+            if parameter.grad is not None:
+                parts[id(parameter) in own].append(parameter)
+        norms = [clip_grad_norm_(part, self.args.max_grad_norm) for part in parts if part]
+        return torch.stack(norms).norm() if norms else torch.tensor(0.0)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As Sentence Transformers does; training draws what it would have drawn without, and all processes agree."""
@@ -187,8 +195,8 @@ class Trainer(SentenceTransformerTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the statistics of all MAW layers: scalars to every log, vectors to the JSON log only.
 
-        They are means over all processes; the first process alone writes. `depth_usage` is a list with one list a
-        layer, `data` the checksum of what each process has trained on so far.
+        They are means over all processes; the first process alone writes. `depth_usage` and `weight_usage` are lists
+        with one list a layer, `data` the checksum of what each process has trained on so far.
         """
         statistics, data = [], []
         if "loss" in logs:
@@ -205,8 +213,9 @@ class Trainer(SentenceTransformerTrainer):
             return
         entry: dict[str, Any] = {"step": self.state.global_step, **self.state.log_history[-1]}
         if statistics:
-            usage = [statistic["depth_usage"].tolist() for statistic in statistics]
-            entry["depth_usage"] = [[round(share, 6) for share in layer] for layer in usage]
+            for name in USAGES:
+                usage = [statistic[name].tolist() for statistic in statistics]
+                entry[name] = [[round(share, 6) for share in layer] for layer in usage]
         if data:
             entry["data"] = data
         found = self.watch.selectors(self.state.global_step, statistics)
