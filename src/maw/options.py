@@ -28,7 +28,7 @@ class MAWOptions:
     maw_num_heads: int | None = None
     """Checked against the encoder's heads; never sets them."""
     maw_settings: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
-    """Other fields of MAWConfig, as '{"tau": 10}'."""
+    """Other fields of MAWConfig, as '{"tau": 0.3}'."""
 
     def values(self) -> dict[str, Any]:
         """The fields of `MAWConfig` that were given."""
