@@ -299,9 +299,11 @@ def test_the_auxiliary_gradient_leaves_the_tasks_gradient_alone():
         assert torch.equal(with_auxiliary, without)
 
 
+@pytest.mark.parametrize("depth_baseline", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_exact_gradient_is_that_of_the_written_loss(masked):
+def test_exact_gradient_is_that_of_the_written_loss(masked, depth_baseline):
     settings = {"estimator": "exact", "auxiliary_weight": 0.7, "value_weight": 0.4, "kl_weight": 0.3}
+    settings["depth_baseline"] = depth_baseline
     layer = stir_policy(make_layer(**settings, entropy_weight=0.2))
     query, key, value = draw()
     mask = draw_mask() if masked else None
@@ -317,7 +319,9 @@ def test_exact_gradient_is_that_of_the_written_loss(masked):
     policy = log_policy.exp()
     expected_reward = (policy * reward).sum(dim=-1)
     entropy = -(policy * log_policy).sum(dim=-1)
-    loss = -expected_reward + 0.4 * (layer.selector.value(state) - expected_reward.detach()).square()
+    others = (reward.sum(dim=0) - reward) / (BATCH - 1)
+    worth = reward - others if depth_baseline else reward
+    loss = -(policy * worth).sum(dim=-1) + 0.4 * (layer.selector.value(state) - expected_reward.detach()).square()
     loss = loss + 0.3 * (math.log(DEPTH) - entropy) - 0.2 * entropy
     (0.7 * loss.mean()).backward()
     assert_same_gradients(actual, gradients(layer))

@@ -101,8 +101,8 @@ def build(name: str, attention: str | None = None, **changes: Any):
 
 
 def attach(model, layers="all", depth=5, **settings):
-    """Weights stay mixtures even of the policies that `stir` makes, are noisy in training, and texts learn alone."""
-    settings = {"tau": 10.0, "noise": 1.0, "depth_baseline": False, "kl_weight": 1.0, **settings}
+    """Weights that stay mixtures even with the policies that `stir` makes, and are noisy in training."""
+    settings = {"tau": 10.0, "noise": 1.0, "kl_weight": 1.0, **settings}
     return maw.attach(model, maw.MAWConfig(layers=layers, depth=depth, **settings)).model
 
 

@@ -71,7 +71,7 @@ def test_encoding_in_one_graph_for_any_batch_and_length(backend, name):
     assert backend.frame_count == graphs
 
 
-# Not both defaults at once: where the KL's gradient nearly cancels that of standardised advantages, inductor's rounding
+# Not both at once: where the KL's gradient nearly cancels that of standardised advantages, inductor's rounding
 # shows (7 of 240 weights of one layer, by up to .0002 or .006 of the gradient); each alone agrees.
 @pytest.mark.parametrize(
     "settings",

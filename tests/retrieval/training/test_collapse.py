@@ -158,7 +158,7 @@ PLANTED = {
         "dead depths",
         {
             **{"auxiliary_weight": 30.0, "kl_weight": 0.0, "learning_rate": 0.03, "entropy_weight": 0.1},
-            "train_views": False,
+            **{"train_views": False, "depth_baseline": False},  # no text gains from those views: a common preference
         },
         multiply("key_views", 0.0, slice(3, None)),
     ),
