@@ -536,6 +536,16 @@ def test_weights_share_with_the_text_what_their_temperature_leaves_them(tau):
     torch.testing.assert_close(record["weight_usage"], mean)
 
 
+def test_hard_weights_share_with_the_text_which_depth_is_the_largest():
+    layer = stir_policy(make_layer(selection="hard"))
+    layer(*draw())
+    chosen = layer.records[0].record().logits.argmax(dim=-1)
+    record = layer.collect()
+    share = torch.bincount(chosen, minlength=DEPTH) / len(chosen)
+    torch.testing.assert_close(record["weight_usage"], share.double())
+    assert float(record["weight_information"]) == pytest.approx(float(torch.special.entr(share).sum()), abs=1e-6)
+
+
 def test_a_group_of_one_has_no_spread_to_record():
     layer = make_layer(group_size=1)
     layer(*draw()).sum().backward()

@@ -356,7 +356,9 @@ def test_a_policy_that_is_sure_but_differs_from_text_to_text_has_not_collapsed()
 def test_weights_that_are_sharper_than_the_policy_are_what_is_judged(changes, expected):
     """At a low temperature a policy next to uniform has weights that are not."""
     calm = statistics(policy_entropy=0.999, depth_information=0.0004, **changes)
-    assert [found.name for found in selector_findings(calm, step=99)] == expected
+    found = selector_findings(calm, step=99)
+    assert [finding.name for finding in found] == expected
+    assert all("mean depth weight" in finding.seen for finding in found if finding.level == "alarm")
 
 
 def test_a_single_depth_and_no_statistics_have_no_findings():

@@ -59,8 +59,9 @@ def test_the_log_holds_what_the_selectors_did(trained):
         assert -1 <= line["reward"] <= 0
         assert 0 < line["policy_entropy"] <= 1.000001
         assert 0 <= line["zero_spread"] <= 1
-        (usage,) = line["depth_usage"]
-        assert len(usage) == 8
+        for (usage,) in (line["depth_usage"], line["weight_usage"]):
+            assert len(usage) == 8
+            assert sum(usage) == pytest.approx(1, abs=1e-4)
         assert sum(usage) == pytest.approx(1, abs=1e-4)
     assert [line["step"] for line in lines if "dev_nDCG@10" in line] == [2, 4]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
