@@ -62,7 +62,6 @@ def test_the_log_holds_what_the_selectors_did(trained):
         for (usage,) in (line["depth_usage"], line["weight_usage"]):
             assert len(usage) == 8
             assert sum(usage) == pytest.approx(1, abs=1e-4)
-        assert sum(usage) == pytest.approx(1, abs=1e-4)
     assert [line["step"] for line in lines if "dev_nDCG@10" in line] == [2, 4]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
