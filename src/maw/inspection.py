@@ -7,8 +7,8 @@ mode. Everything shown is made by `maw.reference` from these, head by head:
     mixed     softmax( logit + host's own term ) what the layer attends to
     host      the host's attention on the same q without MAW
 
-The host's own term is its mask or position bias: the logarithm of its attention for a query of zeros. The attention
-that the layer really computed is kept too; how far `mixed` is from it is in the result.
+The host's own term is its mask or position bias, the logarithm of its attention for a query of zeros. The result says
+how far `mixed` is from the attention that the layer really computed.
 """
 
 from __future__ import annotations

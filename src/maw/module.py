@@ -294,8 +294,7 @@ class DepthAttention(nn.Module):
 
     def collect(self) -> dict[str, Tensor]:
         """Means of what was recorded since the last call, which forgets it: see `maw.records.statistics`."""
-        collected = statistics(
-            [kept.record() for kept in self.records], self.config.tau, hard=self.config.selection == "hard"
-        )
+        records, hard = [kept.record() for kept in self.records], self.config.selection == "hard"
+        collected = statistics(records, self.config.tau, hard=hard)
         self.records.clear()
         return collected
