@@ -259,7 +259,7 @@ def _texts_of(dataset: RetrievalDataset, pairs: Sequence[tuple[str, str]], numbe
 
 def _calibrate(model: SentenceTransformer, texts: list[str], settings: TrainingSettings) -> None:
     """The same in every process: all encode the same texts, as training does, by the same weights."""
-    if any(layer.config.calibrate for layer in maw_layers(model)):
+    if any(layer.config.calibrate and layer.config.selection != "uniform" for layer in maw_layers(model)):
         with calibrating(model):
             at_once = settings.mini_batch_size or settings.batch_size
             model.encode(texts, prompt="", batch_size=at_once, show_progress_bar=False)
