@@ -132,7 +132,7 @@ def _has_policy(variant: Variant) -> bool:
 
 def _line(line: dict[str, Any], step: int, rng: random.Random) -> dict[str, Any]:
     numbers = {name: value * rng.uniform(0.9, 1.1) for name, value in line.items() if isinstance(value, float)}
-    usage = {"depth_usage": [_shares(layer, rng) for layer in line["depth_usage"]]} if "depth_usage" in line else {}
+    usage = {"weight_usage": [_shares(layer, rng) for layer in line["weight_usage"]]} if "weight_usage" in line else {}
     return {**line, **numbers, **usage, "step": step}
 
 

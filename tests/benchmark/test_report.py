@@ -50,7 +50,7 @@ def log_lines(variant: str, seed: int, steps: int) -> list[dict[str, Any]]:
                 "reward": -0.6 + 0.1 * done + rng.gauss(0, 0.01),
                 "policy_entropy": 1 - 0.3 * done**2,
                 "zero_spread": 0.1 * done,
-                "depth_usage": [[weight / math.fsum(weights) for weight in weights]],
+                "weight_usage": [[weight / math.fsum(weights) for weight in weights]],
             }
         lines.append(entry)
         if step % max(1, steps // 3) == 0:
@@ -483,16 +483,16 @@ def test_missing_logs_leave_out_their_plots_only(tmp_path: Path) -> None:
 def test_logs_with_holes(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "out", variants=("untuned", "dense-full", "maw-full"), seeds=2, steps=6)
     lines = [
-        {"step": 1, "loss": 1.0, "depth_usage": [[0.5, 0.5], [0.1, 0.9]]},
+        {"step": 1, "loss": 1.0, "weight_usage": [[0.5, 0.5], [0.1, 0.9]]},
         {"step": 2, "loss": float("nan"), "reward": "much"},
-        {"step": 7, "depth_usage": [[0.0, 1.0], [0.9, 0.1]]},
-        {"step": 8, "depth_usage": [[0.9, None], [0.5, 0.5]]},
+        {"step": 7, "weight_usage": [[0.0, 1.0], [0.9, 0.1]]},
+        {"step": 8, "weight_usage": [[0.9, None], [0.5, 0.5]]},
         {"loss": 1.0},
         [1, 2],
     ]
     log = folder / "logs" / "maw-full-seed1.jsonl"
     log.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
-    other = json.dumps({"step": 9, "depth_usage": [[0.2, 0.3, 0.5]]})  # another D than the other seed's
+    other = json.dumps({"step": 9, "weight_usage": [[0.2, 0.3, 0.5]]})  # another D than the other seed's
     (folder / "logs" / "maw-full-seed0.jsonl").write_text(other, encoding="utf-8")
     (folder / "logs" / "maw-full-seed2.jsonl").write_text("", encoding="utf-8")
     found = page(folder)
@@ -506,7 +506,7 @@ def test_logs_with_holes(tmp_path: Path) -> None:
 
 def test_a_step_that_was_repeated_after_a_stop_counts_once(tmp_path: Path) -> None:
     (tmp_path / "maw-full-seed12.jsonl").write_text(
-        '{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 2, "loss": 1, "depth_usage": [[1]]}\n',
+        '{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{"step": 2, "loss": 1, "weight_usage": [[1]]}\n',
         encoding="utf-8",
     )
     (log,), notes = read_logs(tmp_path)

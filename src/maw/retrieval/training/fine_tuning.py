@@ -31,7 +31,6 @@ from maw.retrieval.evaluation.development import METRIC, DevEvaluator
 from maw.retrieval.identity import encoder_fingerprint
 from maw.retrieval.training.batches import Batches, TrainingTexts
 from maw.retrieval.training.checkpoints import (
-    Checkpoints,
     check_identity,
     last_checkpoint,
     shorten_log,
@@ -39,6 +38,7 @@ from maw.retrieval.training.checkpoints import (
 )
 from maw.retrieval.training.losses import AuxiliaryLoss, contrastive_loss
 from maw.retrieval.training.rows import find_negatives, with_negatives
+from maw.retrieval.training.saving import Checkpoints
 from maw.retrieval.training.settings import TrainingSettings
 from maw.retrieval.training.steps import Progress
 from maw.retrieval.training.trainer import Trainer
