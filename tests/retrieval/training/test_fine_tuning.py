@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from toys import SETTINGS, columns, encoder, small_disk, toy
 
@@ -108,6 +109,23 @@ def test_gradients_of_encoder_and_maw_are_clipped_apart(tmp_path, monkeypatch, c
     train(model, toy(), tmp_path, dataclasses.replace(SETTINGS, epochs=1))
     assert len(steps) == 2
     assert changes is None or all(own > host > 0 and own > 1 for own, host in steps)
+
+
+def test_an_encoder_that_is_not_trained_has_no_gradient_to_clip(tmp_path):
+    model = encoder(maw.MAWConfig(depth=8, group_size=4))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = ".maw." in name
+    before = copy.deepcopy(model.state_dict())
+    train(model, toy(), tmp_path, dataclasses.replace(SETTINGS, epochs=1))
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(".maw." in name for name in moved)
+
+
+def test_a_version_that_clips_elsewhere_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delattr(transformers.Trainer, "_clip_grad_norm")
+    with pytest.raises(MAWError, match="clips gradients elsewhere"):
+        train(encoder(maw.MAWConfig(depth=8)), toy(), tmp_path, SETTINGS)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.003])
