@@ -13,6 +13,9 @@ from torch.utils._pytree import tree_leaves
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels then run on the CPU, where they are asked for by name
 
+# MKL sums in an order that depends on where a tensor lies in memory, on some processors, unless it is told not to
+os.environ.setdefault("MKL_CBWR", "AUTO")
+
 hypothesis.settings.register_profile("maw", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("maw")
 
