@@ -183,7 +183,8 @@ def explained_variance(
     explained = {}
     for step in range(max(checks) + 1):
         if step in checks:
-            explained[str(step)] = float(record_statistics([forward(2000)[1]], tau=1.0)["value_explained_variance"])
+            found = record_statistics([forward(2000)[1]], selection="softmax", tau=1.0)
+            explained[str(step)] = float(found["value_explained_variance"])
         loss, _ = forward(batch)
         optimiser.zero_grad()
         loss.backward()

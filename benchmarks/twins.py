@@ -4,9 +4,9 @@
 
 The packaged MiniLM, trained in full on pydocs: twice without MAW, with two seeds; with MAW, whose noise is drawn apart
 from the encoder's dropout (`maw.random_numbers`); and with MAW drawing from the stream that dropout draws from, so that
-its twin gets other masks. Of each: the mean distance of 300 queries' unit vectors from those of the
-encoder without MAW of the first seed, and the deviation of the queries' differences in nDCG@10. A comparison of as many
-queries and seeds finds effects in proportion to that deviation.
+its twin gets other masks. Of each: the mean distance of 300 queries' unit vectors from those of the encoder without MAW
+of the first seed, and the deviation of the queries' differences in nDCG@10. A comparison of as many queries and seeds
+finds effects in proportion to that deviation.
 """
 
 from __future__ import annotations

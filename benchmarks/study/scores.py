@@ -30,6 +30,7 @@ from maw.module import DepthAttention
 from maw.retrieval.evaluation.measures import evaluate
 from maw.retrieval.ranking.runs import rank_documents
 from maw.retrieval.ranking.search import search
+from maw.selector import depth_weights
 
 __all__ = ["measure"]
 
@@ -132,7 +133,8 @@ def _policies(
 
 def _usage(queries: Tensor, documents: Tensor, layer: DepthAttention) -> Mapping[str, float]:
     logits = torch.cat([queries, documents])
-    policy, weight = logits.softmax(dim=-1), (logits / layer.tau).softmax(dim=-1)
+    policy = logits.softmax(dim=-1)
+    weight = depth_weights(logits, selection=layer.config.selection, tau=layer.tau, training=False)
     depth = logits.shape[-1]
 
     def information(share: Tensor) -> float:

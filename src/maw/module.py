@@ -294,7 +294,7 @@ class DepthAttention(nn.Module):
 
     def collect(self) -> dict[str, Tensor]:
         """Means of what was recorded since the last call, which forgets it: see `maw.records.statistics`."""
-        records, hard = [kept.record() for kept in self.records], self.config.selection == "hard"
-        collected = statistics(records, self.config.tau, hard=hard)
+        records, config = [kept.record() for kept in self.records], self.config
+        collected = statistics(records, selection=config.selection, tau=config.tau)
         self.records.clear()
         return collected

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from maw import grpo
+from maw.config import Selection
+from maw.selector import depth_weights
 
 __all__ = ["KEPT", "Record", "Rollout", "statistics"]
 
@@ -49,7 +50,7 @@ class Rollout(NamedTuple):
     reward: Float[Tensor, "B G"]
 
 
-def statistics(records: Sequence[Record], tau: float, *, hard: bool = False) -> dict[str, Tensor]:
+def statistics(records: Sequence[Record], *, selection: Selection, tau: float) -> dict[str, Tensor]:
     """What the selector did on all texts of these records together; empty without records.
 
     Every text counts alike, however texts were split into forwards, once for each update that its group serves: a
@@ -58,9 +59,8 @@ def statistics(records: Sequence[Record], tau: float, *, hard: bool = False) -> 
 
     Args:
         records: of one layer.
-        tau: temperature of the depth weights as the saved model has them, softmax(logits / tau) without noise; where it
-            moves while training runs, the one it ends with.
-        hard: whether they are the one-hot choice of the largest instead.
+        selection: how the saved model makes depth weights of policy logits (`maw.selector.depth_weights`).
+        tau: its temperature; where it moves while training runs, the one it ends with.
 
     Returns:
         scalars, and the vectors `depth_usage` and `weight_usage`, (D,): the mean policy and the mean weights. A group
@@ -69,7 +69,7 @@ def statistics(records: Sequence[Record], tau: float, *, hard: bool = False) -> 
         `depth_information` and `weight_information` are the mutual information of depth and text in nats, under the
         policy and under the weights.
     """
-    return _of_one(_joined(records), tau, hard) if records else {}
+    return _of_one(_joined(records), selection, tau) if records else {}
 
 
 def _joined(records: Sequence[Record]) -> Record:
@@ -81,11 +81,11 @@ def _joined(records: Sequence[Record]) -> Record:
 
 
 @torch.no_grad()
-def _of_one(record: Record, tau: float, hard: bool) -> dict[str, Tensor]:
+def _of_one(record: Record, selection: Selection, tau: float) -> dict[str, Tensor]:
     logits, reward = record.logits, record.reward
     depth = logits.shape[-1]
     policy, uniform = logits.softmax(dim=-1), torch.zeros_like(logits)
-    weight = one_hot(logits.argmax(dim=-1), depth).to(policy) if hard else (logits / tau).softmax(dim=-1)
+    weight = depth_weights(logits, selection=selection, tau=tau, training=False)
     kl = grpo.exact_kl(logits, uniform)
     expected = -record.policy_loss if record.all_arms else reward.mean(dim=-1)
     k3 = kl if record.all_arms else grpo.k3(logits, uniform, record.depth_index)

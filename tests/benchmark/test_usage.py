@@ -19,9 +19,9 @@ def parts(tiny_model, toy_data):
     return load_encoder(str(tiny_model), device=choose_device("cpu"), max_length=16), load_dataset(f"beir:{toy_data}")
 
 
-def test_it_is_the_mean_policy_of_queries_and_of_documents(parts):
+def test_it_is_the_mean_weights_of_queries_and_of_documents(parts):
     model, dataset = parts
-    attach(model, MAWConfig(layers="all", depth=5, tau=1.0))  # with tau 1 the weights in evaluation are the policy
+    attach(model, MAWConfig(layers="all", depth=5, tau=3.0))  # at which weights are not the policy
     for layer in maw_layers(model):
         torch.nn.init.normal_(layer.selector.policy_network[-1].weight, std=2.0)
     model.eval()
