@@ -11,6 +11,8 @@ finalists   on every set beside the same twins: that one and a few more, of whic
 options     changes of the third round's choice, on one training set
 scratch     a small encoder that was never trained: its twin's learning rate, then MAW
 best        the options that were best on dev, on every training set
+confirmation  the default, and the third round's choice once more, on every set with seeds that no choice saw
+alone       the encoder frozen: MAW, controls, or the last layer's query and key projections trained on their own
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from data import DOMAINS
 from recipes import BEGUN_OPTIONS, FINALISTS, FIRST_CHOICE, OPTIONS, RECIPES, SHORTLIST, matched_dropout
 
 __all__ = [
+    "ALONE_ON",
+    "CONFIRMING_SEEDS",
     "CONTROLS",
     "FOURTH",
     "MAW",
@@ -38,7 +42,9 @@ __all__ = [
     "Round",
     "Run",
     "Unfinished",
+    "alone",
     "chosen",
+    "confirmed",
     "dev",
     "domains_of",
     "phase",
@@ -49,6 +55,7 @@ __all__ = [
 
 SETS = (*DOMAINS, "mixed")
 SEEDS = range(5)
+CONFIRMING_SEEDS = range(5, 10)
 TUNING_SEED = 1000
 CONTROLS = ("static", "ia3-key", "linear-gate", "random", "literal", "logit-dropout")
 MAW = ("maw-full", "maw-lora")
@@ -56,7 +63,7 @@ DRAWING = ("random", "logit-dropout")
 """Controls with noise of their own."""
 PHASES = (
     *("tuning", "main", "recipes", "default", "shortlist", "final", "finalists"),
-    *("controls", "options", "scratch", "best"),
+    *("controls", "options", "scratch", "best", "confirmation", "alone"),
 )
 RESTS_ON: dict[str, set[str]] = {
     "tuning": set(),
@@ -70,11 +77,15 @@ RESTS_ON: dict[str, set[str]] = {
     "options": {"tuning", "shortlist"},
     "best": {"tuning", "shortlist", "options"},
     "main": {"tuning"},
+    "confirmation": {"tuning", "final", "finalists"},
+    "alone": {"final", "finalists"},
 }
 LEARNING_RATES = {"full": (2e-5, 5e-5, 1e-4, 2e-4), "lora": (2e-4, 5e-4, 1e-3, 2e-3)}
 RECIPES_ON = (("nfcorpus", "maw-full"), ("pydocs", "maw-full"), ("pydocs", "maw-lora"))
 OPTIONS_ON = ("pydocs",)
 OPTIONS_SEEDS = (10, 11, 12)
+ALONE_ON = ("pydocs", "nfcorpus")
+ALONE_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 LEAST_ALIVE, LEAST_INFORMATION, LARGEST_GAP, LARGEST_LOSS = 0.5, 0.01, 0.001, 0.003
 """What a selection that works has on dev: a share of the depths, nat in its weights, nDCG@10 of its gap, and of what it
 is below its dense twin. The last was added when recipes that had the others were seen to rank worse."""
@@ -137,6 +148,8 @@ def phase(name: str, results: Results, *, strict: bool = False) -> list[Run]:
         "main": _main,
         "best": _best,
         "scratch": _scratch,
+        "confirmation": _confirmation,
+        "alone": _alone,
     }
     runs: list[Run] = []
     try:
@@ -372,6 +385,52 @@ def _best(results: Results) -> Iterable[Run]:
         for seed, train, tuning in itertools.product(SEEDS, SETS, ("full", "lora")):
             maw = {**recipe, **OPTIONS[option]}
             yield Run("best", train, f"maw-{tuning}", seed, **tuned(results, train, tuning), maw=maw, option=option)
+
+
+def _confirmation(results: Results) -> Iterable[Run]:
+    recipes = {"": {}, **{option: FINALISTS[option] for option in confirmed(results)}}
+    sets = ("mixed", "tldr-commands", "nfcorpus", "pydocs", "nq-qed")  # the long ones first
+    for train, tuning, seed in itertools.product(sets, ("lora", "full"), CONFIRMING_SEEDS):
+        settings = tuned(results, train, tuning)
+        for option, maw in recipes.items():
+            variant = f"{'maw' if option else 'dense'}-{tuning}"
+            yield Run("confirmation", train, variant, seed, **settings, maw=maw, option=option)
+
+
+def confirmed(results: Results) -> tuple[str, ...]:
+    """What runs again with new seeds: the default, and the third round's choice, this time clipped apart."""
+    return tuple(dict.fromkeys((chosen(results, FOURTH), chosen(results, THIRD))))
+
+
+def alone(results: Results) -> dict[str, tuple[str, dict[str, Any]]]:
+    """What is trained beside a frozen encoder, by name: the variant and its settings."""
+    recipe = FINALISTS[chosen(results, FOURTH)]
+    return {
+        "query and key projections": ("dense-full", {}),
+        "MAW": ("maw-full", recipe),
+        "MAW, KL 1": ("maw-full", {**recipe, "kl_weight": 1.0}),
+        **{name: (name, recipe) for name in ("static", "ia3-key", "linear-gate")},
+    }
+
+
+def _alone(results: Results) -> Iterable[Run]:
+    """One learning rate for what is trained, MAW's or the projections', searched first with a seed of its own."""
+
+    def run(train: str, option: str, rate: float, seed: int) -> Run:
+        variant, maw = alone(results)[option]
+        maw = {**maw, "encoder": "frozen", "learning_rate": rate}
+        return Run("alone", train, variant, seed, rate, 3, 64, maw=maw, option=option)
+
+    each = list(itertools.product(ALONE_ON, alone(results)))
+    search = [run(*cell, rate, TUNING_SEED) for cell in each for rate in ALONE_RATES]
+    yield from search
+    names = {one.name for one in search}
+    done = {result["name"]: dev(result) for result in results if result["name"] in names and "failed" not in result}
+    for seed, (train, option) in itertools.product(SEEDS, each):
+        own = [one for one in search if (one.train, one.option) == (train, option)]
+        if all(one.name in done for one in own):
+            best = max(own, key=lambda one: done[one.name])
+            yield run(train, option, best.learning_rate, seed)
 
 
 def _main(results: Results) -> Iterable[Run]:

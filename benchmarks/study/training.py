@@ -28,7 +28,7 @@ from maw.benchmark.resources import describe_environment
 from maw.benchmark.variants import VARIANTS
 from maw.commands import quiet_libraries
 from maw.config import MAWConfig
-from maw.hf.attach import attach, maw_layers
+from maw.hf.attach import attach, carried, maw_layers
 from maw.hf.lora import lora_config
 from maw.retrieval.aside import write_json
 from maw.retrieval.identity import fingerprint
@@ -107,13 +107,21 @@ def everywhere(run: Run) -> bool:
     """Whether a run is measured elsewhere, too; of the last round, the twins and what the third round chose."""
     if run.phase == "final":
         return run.variant not in CONTROLS and run.option in ("", *SHORTLIST)
-    return run.phase in ("main", "default")
+    return run.phase in ("main", "default", "confirmation")
 
 
 def maw_config(run: Run) -> MAWConfig | None:
     """The run's settings of MAW."""
-    changes = {name: value for name, value in run.maw.items() if name != "weights per"}
+    changes = {name: value for name, value in run.maw.items() if name not in ("weights per", "encoder")}
     return VARIANTS[run.variant].maw_config({"seed": run.seed, **BEGAN, **changes})
+
+
+def freeze(model: SentenceTransformer) -> None:
+    """Leave MAW or a control to be trained; without one, the last layer's query and key projections."""
+    projections = [part for name, part in model.named_modules() if name.endswith(("self.query", "self.key"))]
+    trained = {parameter for part in carried(model) or projections[-2:] for parameter in part.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.requires_grad and parameter in trained)
 
 
 def _train(model: SentenceTransformer, run: Run, asked: argparse.Namespace) -> dict[str, Any]:
@@ -133,6 +141,8 @@ def _train(model: SentenceTransformer, run: Run, asked: argparse.Namespace) -> d
         refine(layer, weights_per)
     if VARIANTS[run.variant].tuning == "lora":
         model.add_adapter(lora_config(model))
+    if run.maw.get("encoder") == "frozen":
+        freeze(model)
     found: dict[str, Any] = {"parameters": count_parameters(model)}
     if config is not None:
         settings_of_maw = {name: value for name, value in config.to_dict().items() if name != "seed"}
