@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Attachment",
     "LayerReport",
+    "LayersInPlace",
     "attach",
     "carried",
     "carrying_host",
@@ -187,6 +188,36 @@ def carried(model: nn.Module) -> list[DepthAttention | Control]:
         for name, module in model.named_modules()
         if isinstance(module, (DepthAttention, Control)) and "original_module" not in name
     ]
+
+
+class LayersInPlace:
+    """`maw_layers` of one model again and again, walking through it anew only where a layer is no longer in its place.
+
+    A walk takes as long as many launches, which counts in a training step. A model without MAW is walked each time.
+
+    Args:
+        model: whose modules stay what they are, but for MAW's and what adapters put in their place.
+
+    >>> layers = LayersInPlace(nn.Linear(2, 2))
+    >>> layers()
+    []
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.places: list[tuple[nn.Module, str, DepthAttention]] = []
+
+    def __call__(self) -> list[DepthAttention]:
+        """The MAW layers in use, in order."""
+        if not self.places or any(getattr(parent, name, None) is not layer for parent, name, layer in self.places):
+            wanted = maw_layers(self.model)
+            parents = {child: (parent, name) for parent in self.model.modules() for name, child in _children(parent)}
+            self.places = [(*parents[layer], layer) for layer in wanted]
+        return [layer for _, _, layer in self.places]
+
+
+def _children(parent: nn.Module) -> list[tuple[str, DepthAttention]]:
+    return [(name, child) for name, child in parent.named_children() if isinstance(child, DepthAttention)]
 
 
 # Surgery on the layers

@@ -22,7 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from maw.auxiliary import add_loss_beside, scale_gradient
 from maw.errors import MAWError
-from maw.hf.attach import maw_layers
+from maw.hf.attach import LayersInPlace
 from maw.records import Rollout
 from maw.retrieval.training.rollouts import Rollouts, wants_rollouts
 
@@ -75,6 +75,7 @@ class AuxiliaryLoss(nn.Module):
         super().__init__()
         self.loss = loss
         self.model = model
+        self.layers = LayersInPlace(model)
         self.scale: float = getattr(loss, "scale", 20.0)
         """The loss's factor on cosines."""
         self.due: list[Kept] = []
@@ -92,7 +93,7 @@ class AuxiliaryLoss(nn.Module):
                 the model or the loss allows none (`maw.retrieval.training.rollouts`); or the temperature moves, and
                 nobody says how far training is.
         """
-        numbered = enumerate(maw_layers(self.model))
+        numbered = enumerate(self.layers())
         training = {place: layer for place, layer in numbered if layer.training and torch.is_grad_enabled()}
         layers = list(training.values())
         _check_progress(layers)
@@ -134,7 +135,7 @@ class AuxiliaryLoss(nn.Module):
 
     def turn(self) -> None:
         """After an optimiser step on the policies: what was due has served once more, what was fresh becomes due."""
-        steps = _steps_of(maw_layers(self.model))
+        steps = _steps_of(self.layers())
         if self.steps is not None and steps != self.steps:
             left = [(place, left - 1, rollout) for place, left, rollout in self.due if left > 1]
             self.due, self.fresh, self.losses = left + self.fresh, [], 0

@@ -29,7 +29,7 @@ TOKENS = 64
 
 @torch.no_grad()
 def probe(model: SentenceTransformer, texts: Sequence[str]) -> dict[str, Any]:
-    """A few texts as in evaluation, together and each alone without padding, and with the depth weights of training.
+    """A few texts as in evaluation, the one with the most padding alone, and with the depth weights of training.
 
     Modes, random numbers and records of the model are left as they were.
 
@@ -40,34 +40,40 @@ def probe(model: SentenceTransformer, texts: Sequence[str]) -> dict[str, Any]:
     Returns:
         `attention_entropy`: for every MAW layer the entropy of its attention over log(real keys), mean over heads,
         real tokens and texts. `selection_gap`: by how much training's depth weights move a vector, relative to the mean
-        distance of two texts. `mask_error`: by how much padding moves a vector, relative to its length, the largest of
-        all texts. `view_spread`: for every MAW layer how far its view vectors are from their mean over depths,
-        relative to their length; 0 where all slices are the same.
+        distance of two texts. `mask_error`: by how much padding moves the vector of the text that has most of it,
+        relative to its length. `view_spread`: for every MAW layer how far its view vectors are from their mean over
+        depths, relative to their length; 0 where all slices are the same.
     """
-    layers = maw_layers(model)
+    layers, together = maw_layers(model), _features(model, texts)
+    shortest = int(together["attention_mask"].sum(dim=-1).argmin())
     with _untouched(model, layers):
         model.eval()
         with ExitStack() as stack:
             entropies = [stack.enter_context(_attention_entropy(layer)) for layer in layers]
-            evaluated = _vectors(model, texts)
-        alone = torch.cat([_vectors(model, [text]) for text in texts])
+            evaluated = _vectors(model, together)
+        alone = _vectors(model, _features(model, [texts[shortest]]))[0]
         for layer in layers:
             layer.train()
-        trained = _vectors(model, texts)
+        trained = _vectors(model, together)
     apart = torch.pdist(evaluated).mean()
     return {
         "attention_entropy": [float(torch.cat(found).mean()) if found else math.nan for found in entropies],
         "selection_gap": float((trained - evaluated).norm(dim=-1).mean() / apart),
-        "mask_error": float(((evaluated - alone).norm(dim=-1) / alone.norm(dim=-1)).max()),
+        "mask_error": float((evaluated[shortest] - alone).norm() / alone.norm()),
         "view_spread": [max(_spread(layer.query_views), _spread(layer.key_views)) for layer in layers],
     }
 
 
-def _vectors(model: SentenceTransformer, texts: Sequence[str]) -> Tensor:
-    """Embeddings in float32, of one batch."""
+def _features(model: SentenceTransformer, texts: Sequence[str]) -> dict[str, Tensor]:
+    """What the model is given for one batch."""
     limit = min(TOKENS, model.max_seq_length or TOKENS)
     features = model.tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-    return model({name: tensor.to(model.device) for name, tensor in features.items()})["sentence_embedding"].float()
+    return {name: tensor.to(model.device) for name, tensor in features.items()}
+
+
+def _vectors(model: SentenceTransformer, features: dict[str, Tensor]) -> Tensor:
+    """Embeddings in float32."""
+    return model(dict(features))["sentence_embedding"].float()
 
 
 def _spread(views: Tensor) -> float:

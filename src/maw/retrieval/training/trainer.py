@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 
 from maw.collapse import USAGES, Finding, Watch
 from maw.errors import MAWError
-from maw.hf.attach import carried, maw_layers
+from maw.hf.attach import carried
 from maw.retrieval.aside import saying_that_the_disk_is_full
 from maw.retrieval.training.batches import Batches, Collator, chained
 from maw.retrieval.training.checkpoints import checkpoint, mark_whole, remove_checkpoint, remove_checkpoints
@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 __all__ = ["Trainer", "logged_findings"]
 
 PROBE_EVERY = 25
-"""Steps between two probes of the model, at least; the trained model is probed in any case."""
+PROBE_GROWTH = 0.25
+"""Steps between two probes of the model, at least: so many, and this share of the steps so far, so that looking costs
+a long training less. The trained model is probed in any case."""
 
 OF_THE_TRAINER = ("loss", "grad_norm", "learning_rate", "epoch", "step")
 """What a log entry has beside the selectors' statistics."""
@@ -87,6 +89,7 @@ class Trainer(SentenceTransformerTrainer):
         self.log_file = log_file
         self.data = data
         self.unchecked: tuple[int, Tensor] | None = None
+        self.clipped_apart: tuple[list[Tensor], list[Tensor]] | None = None
         self.probe_texts = probe_texts
         self.probed: int | None = None
         self.watch = Watch(logged_findings(log_file))
@@ -110,7 +113,7 @@ class Trainer(SentenceTransformerTrainer):
         """
         self.check_loss()
         self.data = chained(self.data, inputs.pop("rows"))
-        with _progress(maw_layers(self.model), self.state.global_step / max(1, self.state.max_steps)):
+        with _progress(self.loss.layers(), self.state.global_step / max(1, self.state.max_steps)):
             loss = super().training_step(model, inputs, *args, **kwargs)
         self.unchecked = self.state.global_step + 1, loss.detach()
         return loss
@@ -133,12 +136,11 @@ class Trainer(SentenceTransformerTrainer):
         twin's are not shortened.
         """
         self.accelerator.unscale_gradients()
-        own = {id(parameter) for module in carried(self.model) for parameter in module.parameters()}
-        parts: tuple[list[Tensor], list[Tensor]] = [], []
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                parts[id(parameter) in own].append(parameter)
-        norms = [clip_grad_norm_(part, self.args.max_grad_norm) for part in parts if part]
+        if self.clipped_apart is None:
+            own = dict.fromkeys(parameter for module in carried(self.model) for parameter in module.parameters())
+            self.clipped_apart = [p for p in self.model.parameters() if p not in own], list(own)
+        with_gradient = [[p for p in part if p.grad is not None] for part in self.clipped_apart]
+        norms = [clip_grad_norm_(part, self.args.max_grad_norm) for part in with_gradient if part]
         return torch.stack(norms).norm() if norms else torch.tensor(0.0)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -200,7 +202,7 @@ class Trainer(SentenceTransformerTrainer):
         """
         statistics, data = [], []
         if "loss" in logs:
-            collected = [statistic for layer in maw_layers(self.model) if (statistic := layer.collect())]
+            collected = [statistic for layer in self.loss.layers() if (statistic := layer.collect())]
             statistics = [self._of_all_processes(statistic) for statistic in collected]
             data = gather_object([self.data])
         if statistics:
@@ -219,7 +221,7 @@ class Trainer(SentenceTransformerTrainer):
         if data:
             entry["data"] = data
         found = self.watch.selectors(self.state.global_step, statistics)
-        if "loss" in logs and (self.probed is None or self.state.global_step >= self.probed + PROBE_EVERY):
+        if "loss" in logs and self._probe_is_due():
             found += self.probe()
         self._write(entry, found)
 
@@ -237,9 +239,12 @@ class Trainer(SentenceTransformerTrainer):
                 return {name: value for name, value in entry.items() if name not in OF_THE_TRAINER}
         return None
 
+    def _probe_is_due(self) -> bool:
+        return self.probed is None or self.state.global_step >= self.probed * (1 + PROBE_GROWTH) + PROBE_EVERY
+
     def probe(self) -> list[Finding]:
         """Look at the model on a few texts; the findings that are new. A model without MAW has none."""
-        if len(self.probe_texts) < 2 or not maw_layers(self.model):
+        if len(self.probe_texts) < 2 or not self.loss.layers():
             return []
         self.probed = self.state.global_step
         return self.watch.probed(self.probed, probe(self.model, self.probe_texts))
