@@ -127,7 +127,7 @@ def resume(device: torch.device, *, deterministic: bool) -> dict[str, bool]:
     return found
 
 
-TWINS = {"MiniLM": (6, 64), "BERT-base, random weights": (2, 64)}
+TWINS = {"MiniLM": (3, 64), "BERT-base, random weights": (2, 64)}
 """Epochs and pairs a batch."""
 ROUNDS = 3
 
@@ -152,6 +152,7 @@ def twins(names: Sequence[str], device: torch.device, encoder: str) -> dict[str,
                     train(model, data, Path(folder), settings)
                 if turn:
                     kept.append(cost.seconds)
+                print(f"{name}, {kind}: {cost.seconds:.2f} s{'' if turn else ', to warm up'}", flush=True)
         ratio = statistics.median(seconds["MAW"]) / statistics.median(seconds["dense"])
         found[name] = {"epochs": epochs, "batch": batch, "seconds": seconds, "MAW / dense": ratio}
         print(f"{name}: {ratio:.3f} times the time, {seconds}", flush=True)
