@@ -129,7 +129,7 @@ def resume(device: torch.device, *, deterministic: bool) -> dict[str, bool]:
 
 TWINS = {"MiniLM": (3, 64), "BERT-base, random weights": (2, 64)}
 """Epochs and pairs a batch."""
-ROUNDS = 3
+ROUNDS = 5
 
 
 def twins(names: Sequence[str], device: torch.device, encoder: str) -> dict[str, dict[str, Any]]:

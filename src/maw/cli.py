@@ -221,7 +221,9 @@ def _run(given: list[str]) -> int:
         args=given[1:],
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # a training step waits for its tokens; `maw encode` tokenises beside the model, in processes or a thread of its own
+    parallel = "true" if given[0] in ("train", "benchmark") else "false"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", parallel)
     from maw import commands
 
     status = commands.execute(command, ["maw", *given])

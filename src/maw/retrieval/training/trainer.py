@@ -37,6 +37,7 @@ from maw.retrieval.aside import saying_that_the_disk_is_full
 from maw.retrieval.training.batches import Batches, Collator, chained
 from maw.retrieval.training.checkpoints import checkpoint, mark_whole, remove_checkpoint, remove_checkpoints
 from maw.retrieval.training.losses import AuxiliaryLoss
+from maw.retrieval.training.preprocessing import preprocessing
 from maw.retrieval.training.probe import probe
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Trainer(SentenceTransformerTrainer):
                 "steps: install the version that constraints.txt names"
             )
         super().__init__(**options)
+        self.data_collator.preprocess_fn = preprocessing(self.model)
         self.batches = batches
         self.log_file = log_file
         self.data = data
