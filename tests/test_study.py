@@ -22,7 +22,7 @@ from maw.views import frame_views, spectral_views
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "benchmarks" / "study"
 RESULTS = ROOT / "docs" / "results" / "study"
-OWN = ("plan", "data", "finer", "markdown", "recipes", "rows", "scores", "tables", "training")
+OWN = ("confirmation", "plan", "data", "finer", "markdown", "recipes", "rows", "runs", "scores", "tables", "training")
 
 
 @pytest.fixture
