@@ -17,6 +17,7 @@ import torch
 
 import maw
 from maw.module import DepthAttention
+from maw.retrieval.models import load_encoder
 from maw.views import frame_views, spectral_views
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -336,6 +337,56 @@ def test_the_scratch_twins_rate_is_the_best_of_its_search(plan, modules):
     assert len(after) == 4 + 20
     default = finalists[plan.chosen(done, plan.FOURTH)]
     assert all(default.items() <= run.maw.items() for run in after if run.option)
+
+
+def test_the_confirmation_has_seeds_that_no_choice_saw(plan, modules):
+    names = list(modules["recipes"].FINALISTS)
+    done = finalists_done(plan, names, harm=0.002)
+    runs = plan.phase("confirmation", done)
+    seeds = {run.seed for run in runs}
+    others = {run.seed for name in plan.PHASES if name != "confirmation" for run in plan.phase(name, done)}
+    assert seeds.isdisjoint(others)
+    assert {run.option for run in runs} == {"", *plan.confirmed(done)}
+    assert plan.confirmed(done)[0] == plan.chosen(done, plan.FOURTH) == names[0]
+    for option in plan.confirmed(done):
+        of_option = [run for run in runs if run.option == option and run.seed in plan.CONFIRMING_SEEDS]
+        assert {(run.train, run.variant, run.seed) for run in of_option} == {
+            (train, variant, seed) for train in plan.SETS for variant in plan.MAW for seed in plan.CONFIRMING_SEEDS
+        }
+        recipes = {**modules["recipes"].SHORTLIST, **modules["recipes"].FINALISTS}
+        assert all(run.maw == recipes[option] for run in of_option)
+    twins = {(run.train, run.variant, run.seed): run for run in runs if not run.option}
+    for run in runs:
+        twin = twins[run.train, run.variant.replace("maw", "dense"), run.seed]
+        assert (run.learning_rate, run.epochs, run.batch_size) == (twin.learning_rate, twin.epochs, twin.batch_size)
+
+
+def test_beside_a_frozen_encoder_everything_gets_the_best_rate_of_its_own_search(plan, modules):
+    done = finalists_done(plan, list(modules["recipes"].FINALISTS))
+    search = plan.phase("alone", done)
+    assert {run.seed for run in search} == {plan.TUNING_SEED}
+    rates = {name: plan.ALONE_RATES[place % 4] for place, name in enumerate(plan.alone(done))}
+    some = [run for run in search if run.train == "pydocs"]
+    done += [finished(plan, run, 0.3 + (run.learning_rate == rates[run.option])) for run in some]
+    after = [run for run in plan.phase("alone", done) if run.seed in plan.SEEDS]
+    assert {(run.train, run.option, run.learning_rate, run.seed) for run in after} == {
+        ("pydocs", option, rate, seed) for option, rate in rates.items() for seed in plan.SEEDS
+    }
+    assert all(run.maw["learning_rate"] == run.learning_rate for run in after)
+
+
+@pytest.mark.parametrize("variant", ["maw-full", "ia3-key", "dense-full"])
+def test_beside_a_frozen_encoder_only_what_is_asked_for_is_trained(plan, modules, variant):
+    model = load_encoder("packaged", device=torch.device("cpu"))
+    run = plan.Run("alone", "pydocs", variant, 0, maw={"encoder": "frozen", "learning_rate": 1e-3})
+    config = modules["training"].maw_config(run)
+    if config is not None:
+        maw.attach(model, config)
+    modules["training"].freeze(model)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parts = ("maw",) if config else ("query", "key")
+    assert {name.rpartition("layer.5.attention.self.")[2].partition(".")[0] for name in trained} == set(parts)
+    assert config is None or config.learning_rate == 1e-3
 
 
 def test_runs_that_are_in_two_folders_are_one_and_must_agree(modules, tmp_path):

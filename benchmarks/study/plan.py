@@ -390,7 +390,7 @@ def _best(results: Results) -> Iterable[Run]:
 
 
 def _confirmation(results: Results) -> Iterable[Run]:
-    recipes = {"": {}, **{option: FINALISTS[option] for option in confirmed(results)}}
+    recipes = {"": {}, **{option: {**SHORTLIST, **FINALISTS}[option] for option in confirmed(results)}}
     sets = ("mixed", "tldr-commands", "nfcorpus", "pydocs", "nq-qed")  # the long ones first
     for train, tuning, seed in itertools.product(sets, ("lora", "full"), CONFIRMING_SEEDS):
         settings = tuned(results, train, tuning)

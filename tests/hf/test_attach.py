@@ -26,7 +26,7 @@ from transformers import (
 )
 
 import maw
-from maw.hf.attach import maw_layers
+from maw.hf.attach import LayersInPlace, maw_layers
 from maw.hf.attention import maw_attention
 from maw.hf.masks import key_mask
 
@@ -329,3 +329,28 @@ def test_key_mask_evaluates_a_block_mask_on_its_diagonal_alone():
     [(text, i, j)] = pairs
     assert text.shape == (2, 5)
     assert torch.equal(i, j)
+
+
+def test_layers_are_found_once_and_again_where_they_moved():
+    """An adapter puts a copy in a layer's place, detaching takes it away, attaching puts another there."""
+    host = build("bert")
+    layers, walks = LayersInPlace(host), []
+    plain = host.named_modules
+
+    def watched(*arguments, **options):
+        walks.append(0)
+        return plain(*arguments, **options)
+
+    host.named_modules = watched
+    assert layers() == []
+    maw.attach(host, maw.MAWConfig(depth=8, layers="all"))
+    assert layers() == maw_layers(host) != []
+    walks.clear()
+    first = layers()
+    assert not walks, "found where they were"
+    parent = next(module for module in host.modules() if getattr(module, "maw", None) is first[0])
+    parent.maw = copy.deepcopy(first[0])
+    assert layers()[0] is parent.maw
+    assert layers()[1:] == first[1:]
+    maw.detach(host)
+    assert layers() == []

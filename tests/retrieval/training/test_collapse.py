@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import logging
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from maw.retrieval.data.dataset import RetrievalDataset
 from maw.retrieval.training.fine_tuning import _schedule, train
 from maw.retrieval.training.probe import probe
 from maw.retrieval.training.settings import TrainingSettings
+from maw.retrieval.training.trainer import Trainer
 from maw.selector import depth_weights
 
 STEPS = 30
@@ -325,6 +327,17 @@ def test_the_probes_attention_entropy_is_the_hosts():
     rows = torch.special.entr(attention).sum(-1).mean(1) * mask
     expected = (rows.sum(-1) / mask.sum(-1) / mask.sum(-1).log()).mean()
     assert found == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_a_long_training_is_probed_less_often():
+    trainer, probed = SimpleNamespace(probed=None, state=SimpleNamespace(global_step=0)), []
+    for trainer.state.global_step in range(1, 2001):
+        if Trainer._probe_is_due(trainer):
+            trainer.probed = trainer.state.global_step
+            probed.append(trainer.probed)
+    assert probed[:4] == [1, 27, 59, 99]
+    assert len(probed) < 16
+    assert all(after - before <= 25 + before / 4 + 1 for before, after in itertools.pairwise(probed))
 
 
 # What is judged
