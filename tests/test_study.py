@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,20 @@ from maw.views import frame_views, spectral_views
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "benchmarks" / "study"
 RESULTS = ROOT / "docs" / "results" / "study"
-OWN = ("confirmation", "plan", "data", "finer", "markdown", "recipes", "rows", "runs", "scores", "tables", "training")
+OWN = (
+    "choosing",
+    "confirmation",
+    "plan",
+    "data",
+    "finer",
+    "markdown",
+    "recipes",
+    "rows",
+    "runs",
+    "scores",
+    "tables",
+    "training",
+)
 
 
 @pytest.fixture
@@ -31,6 +45,7 @@ def modules():
     """The study's modules by name; nobody else sees them."""
     sys.path.insert(0, str(FOLDER))
     try:
+        import choosing
         import finer
         import plan
         import recipes
@@ -40,7 +55,7 @@ def modules():
 
         yield {
             **{"plan": plan, "tables": tables, "finer": finer, "training": training},
-            **{"recipes": recipes, "rows": rows},
+            **{"recipes": recipes, "rows": rows, "choosing": choosing},
         }
     finally:
         sys.path.remove(str(FOLDER))
@@ -50,7 +65,8 @@ def modules():
 
 @pytest.fixture
 def plan(modules):
-    return modules["plan"]
+    """The plan, and what it chooses by."""
+    return SimpleNamespace(**{**vars(modules["choosing"]), **vars(modules["plan"])})
 
 
 @pytest.fixture
@@ -358,6 +374,23 @@ def test_the_confirmation_has_seeds_that_no_choice_saw(plan, modules):
     twins = {(run.train, run.variant, run.seed): run for run in runs if not run.option}
     for run in runs:
         twin = twins[run.train, run.variant.replace("maw", "dense"), run.seed]
+        assert (run.learning_rate, run.epochs, run.batch_size) == (twin.learning_rate, twin.epochs, twin.batch_size)
+
+
+def test_candidates_run_everywhere_beside_the_same_twins(plan, modules):
+    done = finalists_done(plan, list(modules["recipes"].FINALISTS))
+    twins = {(run.train, run.variant, run.seed): run for run in plan.phase("final", done) if not run.option}
+    runs = plan.phase("candidates", done)
+    assert {(run.option, run.train, run.variant, run.seed) for run in runs} == {
+        (option, train, variant, seed)
+        for option in plan.CANDIDATES
+        for train in plan.SETS
+        for variant in plan.MAW
+        for seed in plan.SEEDS
+    }
+    for run in runs:
+        twin = twins[run.train, run.variant.replace("maw", "dense"), run.seed]
+        assert run.maw == plan.CANDIDATES[run.option]
         assert (run.learning_rate, run.epochs, run.batch_size) == (twin.learning_rate, twin.epochs, twin.batch_size)
 
 

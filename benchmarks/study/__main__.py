@@ -25,6 +25,7 @@ from typing import Any
 
 import plan
 import torch
+from choosing import Unfinished
 
 
 def arguments() -> argparse.Namespace:
@@ -64,7 +65,7 @@ def main() -> None:
         if not plan.RESTS_ON[name] & set(wanted):
             try:
                 plan.phase(name, results(asked.output, asked.earlier), strict=True)
-            except plan.Unfinished as error:
+            except Unfinished as error:
                 raise SystemExit(f"{name} cannot be planned: {error}") from None
     shutil.rmtree(asked.output / "claims", ignore_errors=True)  # of processes that are gone
     (asked.output / "claims").mkdir()

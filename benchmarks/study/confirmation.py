@@ -7,22 +7,10 @@ import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from choosing import MAW, SEEDS, SETS, TUNING_SEED, Unfinished, dev
 from data import POOL
 from markdown import comparisons, table
-from plan import (
-    ALONE_ON,
-    ALONE_RATES,
-    CONFIRMING_SEEDS,
-    MAW,
-    MORE_SEEDS,
-    SEEDS,
-    SETS,
-    TUNING_SEED,
-    Unfinished,
-    alone,
-    confirmed,
-    dev,
-)
+from plan import ALONE_ON, ALONE_RATES, CONFIRMING_SEEDS, MORE_SEEDS, alone, confirmed
 from rows import Row
 from runs import POOL_SPLITS, SELECTION, Cell, Runs, on_the_pool, splits, together
 

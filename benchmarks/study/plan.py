@@ -10,8 +10,8 @@ final       the one of these that is best on dev, in the same way, beside dense 
 finalists   on every set beside the same twins: that one and a few more, of which one is the default in the end
 options     changes of the third round's choice, on one training set
 scratch     a small encoder that was never trained: its twin's learning rate, then MAW
-best        the options that were best on dev, on every training set
-confirmation  the default, and the third round's choice once more, on every set with seeds that no choice saw
+confirmation    the default, and the third round's choice once more, on every set with seeds that no choice saw
+candidates  what the options suggest, on every set beside the twins of `final`
 alone       the encoder frozen: MAW, controls, or the last layer's query and key projections trained on their own
 """
 
@@ -20,52 +20,51 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
+from choosing import (
+    CONTROLS,
+    FOURTH,
+    RECIPES_ON,
+    SECOND,
+    SEEDS,
+    SETS,
+    THIRD,
+    TUNING_SEED,
+    Results,
+    Round,
+    Unfinished,
+    chosen,
+    dev,
+    tuned,
+)
 from data import DOMAINS
-from recipes import BEGUN_OPTIONS, FINALISTS, FIRST_CHOICE, OPTIONS, RECIPES, SHORTLIST, matched_dropout
+from recipes import BEGUN_OPTIONS, CANDIDATES, FINALISTS, FIRST_CHOICE, OPTIONS, RECIPES, SHORTLIST, matched_dropout
 
 __all__ = [
     "ALONE_ON",
+    "ALONE_RATES",
     "CONFIRMING_SEEDS",
-    "CONTROLS",
-    "FOURTH",
-    "MAW",
+    "LEARNING_RATES",
     "MORE_SEEDS",
+    "OPTIONS_ON",
     "PHASES",
     "RESTS_ON",
-    "SECOND",
-    "SEEDS",
-    "THIRD",
-    "Round",
     "Run",
-    "Unfinished",
     "alone",
-    "chosen",
     "confirmed",
-    "dev",
-    "domains_of",
     "phase",
-    "selecting",
-    "tuned",
-    "working",
 ]
 
-SETS = (*DOMAINS, "mixed")
-SEEDS = range(5)
 CONFIRMING_SEEDS = range(5, 10)
 MORE_SEEDS = range(20, 30)
-TUNING_SEED = 1000
-CONTROLS = ("static", "ia3-key", "linear-gate", "random", "literal", "logit-dropout")
-MAW = ("maw-full", "maw-lora")
 DRAWING = ("random", "logit-dropout")
 """Controls with noise of their own."""
 PHASES = (
     *("tuning", "main", "recipes", "default", "shortlist", "final", "finalists"),
-    *("controls", "options", "scratch", "best", "confirmation", "alone"),
+    *("controls", "options", "scratch", "confirmation", "candidates", "alone"),
 )
 RESTS_ON: dict[str, set[str]] = {
     "tuning": set(),
@@ -77,23 +76,16 @@ RESTS_ON: dict[str, set[str]] = {
     "finalists": {"tuning"},
     "scratch": {"final", "finalists"},
     "options": {"tuning", "shortlist"},
-    "best": {"tuning", "shortlist", "options"},
     "main": {"tuning"},
     "confirmation": {"tuning", "final", "finalists"},
+    "candidates": {"tuning", "final", "finalists"},
     "alone": {"final", "finalists"},
 }
 LEARNING_RATES = {"full": (2e-5, 5e-5, 1e-4, 2e-4), "lora": (2e-4, 5e-4, 1e-3, 2e-3)}
-RECIPES_ON = (("nfcorpus", "maw-full"), ("pydocs", "maw-full"), ("pydocs", "maw-lora"))
 OPTIONS_ON = ("pydocs",)
 OPTIONS_SEEDS = (10, 11, 12)
 ALONE_ON = ("pydocs", "nfcorpus")
 ALONE_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-LEAST_ALIVE, LEAST_INFORMATION, LARGEST_GAP, LARGEST_LOSS = 0.5, 0.01, 0.001, 0.003
-"""What a selection that works has on dev: a share of the depths, nat in its weights, nDCG@10 of its gap, and of what it
-is below its dense twin. The last was added when recipes that had the others were seen to rank worse."""
-
-Results = Sequence[Mapping[str, Any]]
-"""What finished runs left: see `training.do_run`."""
 
 
 @dataclass(frozen=True)
@@ -118,20 +110,6 @@ class Run:
         return f"{self.phase}-{self.train}-{self.variant}-s{self.seed}-{digest}"
 
 
-def dev(result: Mapping[str, Any]) -> float:
-    """What choices are made by: the mean of nDCG@10 on the dev splits of the training set's domains."""
-    return statistics.mean(result["means"][f"{name}/dev"] for name in domains_of(result["run"]["train"]))
-
-
-def domains_of(train: str) -> tuple[str, ...]:
-    """The domains of a training set."""
-    return DOMAINS if train == "mixed" else (train,)
-
-
-class Unfinished(ValueError):
-    """Runs are missing that others are chosen by."""
-
-
 def phase(name: str, results: Results, *, strict: bool = False) -> list[Run]:
     """The runs of a phase, the most important first, as far as they can be planned from those it rests on.
 
@@ -148,9 +126,9 @@ def phase(name: str, results: Results, *, strict: bool = False) -> list[Run]:
         "finalists": _finalists,
         "options": _options,
         "main": _main,
-        "best": _best,
         "scratch": _scratch,
         "confirmation": _confirmation,
+        "candidates": _candidates,
         "alone": _alone,
     }
     runs: list[Run] = []
@@ -170,39 +148,6 @@ def _tuning(_: Results) -> Iterable[Run]:
             yield Run("tuning", train, f"dense-{tuning}", TUNING_SEED, LEARNING_RATES[tuning][rate], number, batch)
 
 
-def tuned(results: Results, train: str, tuning: str, encoder: str = "minilm") -> dict[str, Any]:
-    """The dense twin's settings that were best on dev."""
-    found = [
-        result
-        for result in results
-        if "failed" not in result
-        and result["run"]["seed"] == TUNING_SEED
-        and result["run"]["encoder"] == encoder
-        and (result["run"]["train"], result["run"]["variant"]) == (train, f"dense-{tuning}")
-    ]
-    if not found:
-        raise Unfinished(f"dense-{tuning} was not tuned on {train}: run --phases tuning first")
-    best = max(found, key=dev)["run"]
-    return {name: best[name] for name in ("learning_rate", "epochs", "batch_size")}
-
-
-class Round(NamedTuple):
-    """Recipes that are tried in some settings, the phase of the twins they are compared with, that in which the best
-    of them runs everywhere, and the phases to ask for to have them tried."""
-
-    tries: str
-    recipes: Mapping[str, Mapping[str, Any]]
-    twins: str
-    everywhere: str
-    made_by: str
-    on: Sequence[tuple[str, str]] = RECIPES_ON
-
-
-SECOND = Round("recipes", RECIPES, "main", "default", "recipes")
-THIRD = Round("shortlist", SHORTLIST, "shortlist", "final", "shortlist")
-FOURTH = Round("final", FINALISTS, "final", "final", "final,finalists", tuple(itertools.product(SETS, MAW)))
-
-
 def _recipes(results: Results) -> Iterable[Run]:
     yield from _tries(results, SECOND)
 
@@ -218,75 +163,6 @@ def _tries(results: Results, stage: Round) -> Iterable[Run]:
     for seed, (option, maw), (train, variant) in itertools.product(SEEDS, stage.recipes.items(), RECIPES_ON):
         settings = tuned(results, train, variant.removeprefix("maw-"))
         yield Run(stage.tries, train, variant, seed, **settings, maw=maw, option=option)
-
-
-def _cells(results: Results, phase: str, option: str) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """The runs of an option, by training set and variant; controls are no option's."""
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for result in results:
-        run = result["run"]
-        if (run["phase"], run["option"]) == (phase, option) and run["variant"] not in CONTROLS:
-            found.setdefault((run["train"], run["variant"]), []).append(result)
-    return found
-
-
-def _best_on_dev(
-    results: Results, phase: str, options: Iterable[str], cells: int, seeds: int, made_by: str
-) -> list[str]:
-    """Options from the best on dev to the worst, by the mean of their cells; without those of which a run failed."""
-    means = {}
-    for option in options:
-        found = _cells(results, phase, option).values()
-        if len(found) != cells or any(len(rows) != seeds for rows in found):
-            raise Unfinished(f"{option!r} has runs that are not finished: run --phases {made_by} first")
-        if not any("failed" in row for rows in found for row in rows):
-            means[option] = statistics.mean(statistics.mean(map(dev, rows)) for rows in found)
-    return sorted(means, key=means.__getitem__, reverse=True)
-
-
-def chosen(results: Results, stage: Round = THIRD) -> str:
-    """The recipe that is the default from here on: the best on dev of those that work; of all, if none does."""
-    ranked = _best_on_dev(results, stage.tries, stage.recipes, len(stage.on), len(SEEDS), stage.made_by)
-    works = working(results, stage)
-    return next((option for option in ranked if option in works), ranked[0])
-
-
-def working(results: Results, stage: Round = THIRD) -> list[str]:
-    """The recipes whose selection works on every training set and that lose nothing by it."""
-    return [option for option in selecting(results, stage) if _loses_little(results, stage, option)]
-
-
-def selecting(results: Results, stage: Round = THIRD) -> list[str]:
-    """The recipes whose selection works on every training set: half of the depths alive in every run, weights that
-    depend on the text and no gap, on average over seeds. The gentle ones of the second round were not measured on dev;
-    on test they have .0001 nat at most."""
-    return [option for option in stage.recipes if _works(_cells(results, stage.tries, option))]
-
-
-def _loses_little(results: Results, stage: Round, option: str) -> bool:
-    """Against the twins of the same training set, on average over seeds."""
-    for (train, variant), rows in _cells(results, stage.tries, option).items():
-        twins = _cells(results, stage.twins, "").get((train, variant.replace("maw", "dense")), [])
-        if len(twins) < len(rows):
-            raise Unfinished(f"the twins of {variant} on {train} are not finished: run --phases {stage.twins} first")
-        if statistics.mean(map(dev, twins)) - statistics.mean(map(dev, rows)) > LARGEST_LOSS:
-            return False
-    return True
-
-
-def _works(cells: Mapping[Any, Sequence[Mapping[str, Any]]]) -> bool:
-    for rows in cells.values():
-        own = [one for row in rows for one in row.get("selection", {}).values()]
-        if len(own) < len(rows) or not all("layers on dev" in one for one in own):
-            return False
-        layers = [layer for one in own for layer in one["layers on dev"]]
-        if min(layer["depths alive by weight"] for layer in layers) < LEAST_ALIVE:
-            return False
-        if statistics.mean(layer["information of weights, nat"] for layer in layers) < LEAST_INFORMATION:
-            return False
-        if abs(statistics.mean(gap for one in own for gap in one["gaps"]["dev"])) >= LARGEST_GAP:
-            return False
-    return bool(cells)
 
 
 def _default(results: Results) -> Iterable[Run]:
@@ -376,17 +252,10 @@ def _options(results: Results) -> Iterable[Run]:
             yield Run("options", train, "maw-full", seed, **settings, maw={**recipe, **changes}, option=option)
 
 
-def _best(results: Results) -> Iterable[Run]:
-    """The two options with the best mean on dev over their training sets; never a control."""
-    tried = [name for name in OPTIONS if "logit" not in name]
-    recipe = SHORTLIST[chosen(results)]
-    found = [
-        result for result in results if result["run"]["seed"] in OPTIONS_SEEDS and result["run"]["train"] in OPTIONS_ON
-    ]
-    for option in _best_on_dev(found, "options", tried, len(OPTIONS_ON), len(OPTIONS_SEEDS), "options")[:2]:
-        for seed, train, tuning in itertools.product(SEEDS, SETS, ("full", "lora")):
-            maw = {**recipe, **OPTIONS[option]}
-            yield Run("best", train, f"maw-{tuning}", seed, **tuned(results, train, tuning), maw=maw, option=option)
+def _candidates(results: Results) -> Iterable[Run]:
+    for run, option in itertools.product(_pairs(results, FOURTH, chosen(results, FOURTH)), CANDIDATES):
+        if run.option:
+            yield replace(run, phase="candidates", maw=CANDIDATES[option], option=option)
 
 
 def _confirmation(results: Results) -> Iterable[Run]:

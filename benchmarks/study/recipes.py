@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["BEGAN", "BEGUN_OPTIONS", "FINALISTS", "FIRST_CHOICE", "OPTIONS", "RECIPES", "SHORTLIST", "matched_dropout"]
+__all__ = [
+    "BEGAN",
+    "BEGUN_OPTIONS",
+    "CANDIDATES",
+    "FINALISTS",
+    "FIRST_CHOICE",
+    "OPTIONS",
+    "RECIPES",
+    "SHORTLIST",
+    "matched_dropout",
+]
 
 BEGAN: dict[str, Any] = {
     "tau": 5.0, "noise": 1.0, "kl_weight": 0.0, "auxiliary_weight": 0.003, "learning_rate": 1e-3, "reward": "entropy",
@@ -86,6 +96,13 @@ FINALISTS: dict[str, dict[str, Any]] = {
 """What is tried on every training set, in full and with LoRA: the third round's choice, whose weights share .007 to
 .073 nat with the text, the more the longer they are trained, and two that a stronger KL term holds nearer to uniform.
 The two were trained with gradients of encoder and MAW clipped apart, all before with one norm for both."""
+
+CANDIDATES: dict[str, dict[str, Any]] = {
+    f"{name}; first layer": {**FINALISTS[name], "layers": [0]}
+    for name in ("task-led, noise .0075", "task-led, tau .15, KL 300")
+}
+"""The option on pydocs that is best on dev, of two finalists: MAW in the first layer, where the weights share .034 nat
+with the text."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "no reward": {"auxiliary_weight": 0.0},

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from choosing import domains_of
 from data import POOL
 from markdown import comparisons, table
-from plan import domains_of
 from rows import Row, Scores
 
 from maw.benchmark.comparison import Comparison, compare

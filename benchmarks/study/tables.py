@@ -17,15 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from confirmation import beside_a_frozen_encoder, confirmation
-from data import POOL
-from markdown import comparisons, table
-from plan import (
+from choosing import (
     CONTROLS,
+    FIFTH,
     FOURTH,
-    LEARNING_RATES,
     MAW,
-    OPTIONS_ON,
     SECOND,
     SEEDS,
     SETS,
@@ -38,6 +34,10 @@ from plan import (
     selecting,
     working,
 )
+from confirmation import beside_a_frozen_encoder, confirmation
+from data import POOL
+from markdown import comparisons, table
+from plan import LEARNING_RATES, OPTIONS_ON
 from rows import Row, Scores, read_all, write
 from runs import POOL_SPLITS, SELECTION, Cell, Runs, on_the_pool, splits, together
 
@@ -72,7 +72,7 @@ class Study(Runs):
 
     def __init__(self, rows: Sequence[Row], scores: Scores) -> None:
         super().__init__(rows, scores)
-        self.chosen = {stage.tries: self._choice(stage) for stage in (SECOND, THIRD, FOURTH)}
+        self.chosen = {stage.tries: self._choice(stage) for stage in (SECOND, THIRD, FOURTH, FIFTH)}
 
     def tables(self) -> str:
         """The whole page."""
@@ -91,10 +91,10 @@ class Study(Runs):
             parts += ["### What the selection does", self._selections(stage)]
             parts += ["### Out of domain: MS MARCO's pool", self._out_of_domain(stage)]
         parts += [*confirmation(self)]
+        parts += ["## The candidates", self._recipes(FIFTH), *self._together(FIFTH)]
         parts += ["## The finalists", self._recipes(FOURTH), *self._together(FOURTH)]
         parts += ["## The third round's recipes", self._recipes(THIRD)]
         parts += ["## The second round's recipes", self._recipes(SECOND), *self._passed_over()]
-        parts += ["## The options that were best on dev", self._best()]
         parts += ["## Never trained before", self._scratch(), "## Options", self._options()]
         parts += ["## Beside a frozen encoder", beside_a_frozen_encoder(self)]
         return "\n\n".join(parts) + "\n"
@@ -265,21 +265,6 @@ class Study(Runs):
         for stage in stages:
             parts += [f"`{stage.name}`:", self._differences(stage, self._twins, MAW), self._selections(stage, MAW)]
         return parts
-
-    def _best(self) -> str:
-        lines, found = [], []
-        for option in sorted({row["run"]["option"] for row in self.pick(phase="best")}):
-            for train, variant in itertools.product(SETS, MAW):
-                rows = self.pick(phase="best", train=train, variant=variant, option=option)
-                twins = self.pick(phase=THIRD.everywhere, train=train, variant=variant.replace("maw", "dense"))
-                if rows and twins:
-                    lines.append([option, train, variant, self.marked(rows, train), self.marked(twins, train)])
-                    lines[-1] += self.selection(rows, train)
-                    found.append((train, self.compared(rows, twins, splits(train), f"{variant}, {option}")))
-        if not lines:
-            return "Not yet run."
-        heads = ["option", "training set", "variant", "nDCG@10", "dense twin", *SELECTION]
-        return f"{table(heads, lines)}\n\n{comparisons(found)}"
 
     def _scratch(self) -> str:
         rows = collections.defaultdict(list)

@@ -17,8 +17,9 @@ from typing import Any
 import data as study_data
 import numpy as np
 import torch
+from choosing import CONTROLS
 from finer import refine
-from plan import CONTROLS, Run
+from plan import Run
 from recipes import BEGAN, SHORTLIST
 from scores import measure
 from sentence_transformers import SentenceTransformer
