@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
 
 # MKL sums in an order that depends on where a tensor lies in memory, on some processors, unless it is told not to
 os.environ.setdefault("MKL_CBWR", "AUTO")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # `maw train` would set it for all tests that follow
 
 hypothesis.settings.register_profile("maw", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile("maw")

@@ -32,11 +32,14 @@ def confirmation(runs: Runs) -> list[str]:
         name = f"`{option}`" + ("" if option == default else ", encoder and MAW clipped apart this time")
         parts += [f"{name}, seeds 5 to 9:", _compared(runs, cells)]
     parts += ["### All settings together", *together(runs, new, CONFIRMING_SEEDS)]
+    parts += ["### Scores", _scores(runs, default)]
     more = [cell for cell in _cells(runs, default, MORE_SEEDS) if cell.rows]
     if more:
-        parts += ["### Ten more seeds where its mean was over .002 below the twin's", _compared(runs, more)]
+        heading = "### Ten more seeds on pydocs, where its mean in full was over .002 below the twin's"
+        parts += [heading, _compared(runs, more)]
     parts += ["### The default with all its seeds", _compared(runs, _cells(runs, default, None))]
     parts += together(runs, {default: _cells(runs, default, (*SEEDS, *CONFIRMING_SEEDS))}, (*SEEDS, *CONFIRMING_SEEDS))
+    parts += ["### On dev, by which it was chosen", _dev(runs, default)]
     lines = [
         [option, cell.train, cell.rows[0]["run"]["variant"], *runs.selection(cell.rows, cell.train)]
         for option, cells in new.items()
@@ -71,6 +74,30 @@ def _compared(runs: Runs, cells: Sequence[Cell]) -> str:
             for cell in cells
         ]
     )
+
+
+def _scores(runs: Runs, option: str) -> str:
+    """Means on test of the default and its twins, of the new seeds and of all ten."""
+    lines = []
+    cells = (_cells(runs, option, seeds) for seeds in (CONFIRMING_SEEDS, (*SEEDS, *CONFIRMING_SEEDS)))
+    for new, ten in zip(*cells, strict=True):
+        for own, all_of_them in zip(new[1:], ten[1:], strict=True):
+            lines.append([new.train, own[0]["run"]["variant"], runs.marked(own, new.train)])
+            lines[-1].append(runs.marked(all_of_them, new.train))
+    return table(["training set", "variant", "nDCG@10, seeds 5 to 9", "seeds 0 to 9"], lines)
+
+
+def _dev(runs: Runs, option: str) -> str:
+    sets = (SEEDS, CONFIRMING_SEEDS, MORE_SEEDS)
+    lines = []
+    for cells in zip(*(_cells(runs, option, seeds) for seeds in sets), strict=True):
+        lines.append([cells[0].train, cells[0].rows[0]["run"]["variant"]])
+        for cell in cells:
+            pairs = zip(cell.rows, cell.twins, strict=True)
+            differences = [dev(row) - dev(twin) for row, twin in pairs]
+            lines[-1].append(f"{statistics.mean(differences):+.4f}" if differences else "-")
+    note = "Mean difference from the twins on dev, mean over the set's domains."
+    return f"{note}\n\n{table(['training set', 'variant', 'seeds 0 to 4', '5 to 9', '20 to 29'], lines)}"
 
 
 def _pool(runs: Runs, cells: Sequence[Cell]) -> str:

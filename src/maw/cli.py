@@ -221,9 +221,9 @@ def _run(given: list[str]) -> int:
         args=given[1:],
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
-    # a training step waits for its tokens; `maw encode` tokenises beside the model, in processes or a thread of its own
-    parallel = "true" if given[0] in ("train", "benchmark") else "false"
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", parallel)
+    # a training step waits for its tokens; `maw encode` has them made beside the model; several processes share cores
+    alone = given[0] in ("train", "benchmark") and os.environ.get("WORLD_SIZE", "1") == "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if alone else "false")
     from maw import commands
 
     status = commands.execute(command, ["maw", *given])

@@ -34,6 +34,21 @@ def in_two_processes(words, launcher=TORCHRUN):
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.parametrize(("processes", "parallel"), [(None, "true"), ("1", "true"), ("2", "false")])
+def test_one_process_tokenises_on_all_cores(tiny_model, toy_data, tmp_path, monkeypatch, processes, parallel):
+    found = []
+    monkeypatch.setattr("maw.commands.execute", lambda *_: found.append(os.environ["TOKENIZERS_PARALLELISM"]) or 0)
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "")  # put back afterwards
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("WORLD_SIZE", processes)
+    assert main(arguments(tiny_model, toy_data, tmp_path / "model")) == 0
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    assert main(arguments(tiny_model, toy_data, tmp_path / "model")) == 0
+    assert found == [parallel, "false"], "who says it is heard"
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_model_and_one_of_them_speaks(tiny_model, toy_data, tmp_path):
     run = in_two_processes(arguments(tiny_model, toy_data, tmp_path / "model", *MORE))

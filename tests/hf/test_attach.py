@@ -26,6 +26,7 @@ from transformers import (
 )
 
 import maw
+from maw.hf import attach as attach_module
 from maw.hf.attach import LayersInPlace, maw_layers
 from maw.hf.attention import maw_attention
 from maw.hf.masks import key_mask
@@ -331,26 +332,22 @@ def test_key_mask_evaluates_a_block_mask_on_its_diagonal_alone():
     assert torch.equal(i, j)
 
 
-def test_layers_are_found_once_and_again_where_they_moved():
+def test_layers_are_found_once_and_again_where_they_moved(monkeypatch):
     """An adapter puts a copy in a layer's place, detaching takes it away, attaching puts another there."""
-    host = build("bert")
-    layers, walks = LayersInPlace(host), []
-    plain = host.named_modules
-
-    def watched(*arguments, **options):
-        walks.append(0)
-        return plain(*arguments, **options)
-
-    host.named_modules = watched
-    assert layers() == []
+    walks, plain = [], attach_module.maw_layers
+    monkeypatch.setattr(attach_module, "maw_layers", lambda model: walks.append(model) or plain(model))
+    host, layers = build("bert"), LayersInPlace()
+    assert [layers(host), layers(host)] == [[], []]
+    assert len(walks) == 1, "nothing to find is known, too"
     maw.attach(host, maw.MAWConfig(depth=8, layers="all"))
-    assert layers() == maw_layers(host) != []
-    walks.clear()
-    first = layers()
-    assert not walks, "found where they were"
+    first = layers(host)
+    assert first == plain(host) != []
+    assert layers(host) == first
+    assert len(walks) == 2
     parent = next(module for module in host.modules() if getattr(module, "maw", None) is first[0])
     parent.maw = copy.deepcopy(first[0])
-    assert layers()[0] is parent.maw
-    assert layers()[1:] == first[1:]
+    assert layers(host) == [parent.maw, *first[1:]]
+    other = copy.deepcopy(host)
+    assert layers(other) == plain(other) != layers(host)
     maw.detach(host)
-    assert layers() == []
+    assert layers(host) == []

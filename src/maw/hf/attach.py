@@ -191,29 +191,31 @@ def carried(model: nn.Module) -> list[DepthAttention | Control]:
 
 
 class LayersInPlace:
-    """`maw_layers` of one model again and again, walking through it anew only where a layer is no longer in its place.
+    """`maw_layers` again and again: a model is walked through anew only after MAW was attached to or taken from any
+    model, and where a layer is no longer in its place, as when an adapter put a copy there.
 
-    A walk takes as long as many launches, which counts in a training step. A model without MAW is walked each time.
+    A walk takes as long as many launches, which counts in a training step.
 
-    Args:
-        model: whose modules stay what they are, but for MAW's and what adapters put in their place.
-
-    >>> layers = LayersInPlace(nn.Linear(2, 2))
-    >>> layers()
+    >>> layers = LayersInPlace()
+    >>> layers(nn.Linear(2, 2))
     []
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self) -> None:
+        self.model: nn.Module | None = None
+        self.changes = 0
         self.places: list[tuple[nn.Module, str, DepthAttention]] = []
 
-    def __call__(self) -> list[DepthAttention]:
-        """The MAW layers in use, in order."""
-        if not self.places or any(getattr(parent, name, None) is not layer for parent, name, layer in self.places):
-            wanted = maw_layers(self.model)
-            parents = {child: (parent, name) for parent in self.model.modules() for name, child in _children(parent)}
-            self.places = [(*parents[layer], layer) for layer in wanted]
+    def __call__(self, model: nn.Module) -> list[DepthAttention]:
+        """The MAW layers of `model` in use, in order."""
+        if model is not self.model or self.changes != _changes[0] or self._moved():
+            parents = {child: (parent, name) for parent in model.modules() for name, child in _children(parent)}
+            self.places = [(*parents[layer], layer) for layer in maw_layers(model)]
+            self.model, self.changes = model, _changes[0]
         return [layer for _, _, layer in self.places]
+
+    def _moved(self) -> bool:
+        return any(getattr(parent, name, None) is not layer for parent, name, layer in self.places)
 
 
 def _children(parent: nn.Module) -> list[tuple[str, DepthAttention]]:
@@ -222,9 +224,13 @@ def _children(parent: nn.Module) -> list[tuple[str, DepthAttention]]:
 
 # Surgery on the layers
 
+_changes = [0]
+"""How often it was done, in any model."""
+
 
 def insert(host: PreTrainedModel, config: MAWConfig) -> tuple[LayerReport, ...]:
     """Give the chosen layers of `host` their MAW submodule and their own attention implementation."""
+    _changes[0] += 1
     layers = find_layers(host)
     heads = host.config.num_attention_heads
     if config.num_heads is not None and config.num_heads != heads:
@@ -262,6 +268,7 @@ def insert(host: PreTrainedModel, config: MAWConfig) -> tuple[LayerReport, ...]:
 
 def remove(host: PreTrainedModel) -> None:
     """The inverse of `insert`."""
+    _changes[0] += 1
     carrying = [(name, module) for name, module in host.named_modules() if "maw_host_config" in vars(module)]
     for name, attention in carrying:
         if not isinstance(attention.maw, (DepthAttention, Control)):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from toys import encoder
+from toys import SETTINGS, encoder, toy
 
 import maw
+from maw.retrieval.training.fine_tuning import train
 from maw.retrieval.training.preprocessing import preprocessing
 
 TEXTS = ["a river", "an engine " * 40, "", "what is a violin?"]
@@ -27,6 +28,21 @@ def test_preprocessing_is_the_models_own(options, side):
             assert torch.equal(found[name], value)
         else:
             assert found[name] == value
+
+
+def test_a_training_preprocesses_so(tmp_path, monkeypatch):
+    made = []
+
+    def watched(model):
+        def preprocessed(texts, **options):
+            made.append(len(texts))
+            return preprocessing(model)(texts, **options)
+
+        return preprocessed
+
+    monkeypatch.setattr("maw.retrieval.training.trainer.preprocessing", watched)
+    outcome = train(encoder(), toy(), tmp_path, SETTINGS)
+    assert made == [SETTINGS.batch_size] * 2 * outcome["steps"], "queries and documents of every step"
 
 
 def test_a_model_without_a_transformer_preprocesses_as_it_does(tmp_path):

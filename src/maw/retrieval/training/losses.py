@@ -75,7 +75,7 @@ class AuxiliaryLoss(nn.Module):
         super().__init__()
         self.loss = loss
         self.model = model
-        self.layers = LayersInPlace(model)
+        self.layers = LayersInPlace()
         self.scale: float = getattr(loss, "scale", 20.0)
         """The loss's factor on cosines."""
         self.due: list[Kept] = []
@@ -93,7 +93,7 @@ class AuxiliaryLoss(nn.Module):
                 the model or the loss allows none (`maw.retrieval.training.rollouts`); or the temperature moves, and
                 nobody says how far training is.
         """
-        numbered = enumerate(self.layers())
+        numbered = enumerate(self.layers(self.model))
         training = {place: layer for place, layer in numbered if layer.training and torch.is_grad_enabled()}
         layers = list(training.values())
         _check_progress(layers)
@@ -135,7 +135,7 @@ class AuxiliaryLoss(nn.Module):
 
     def turn(self) -> None:
         """After an optimiser step on the policies: what was due has served once more, what was fresh becomes due."""
-        steps = _steps_of(self.layers())
+        steps = _steps_of(self.layers(self.model))
         if self.steps is not None and steps != self.steps:
             left = [(place, left - 1, rollout) for place, left, rollout in self.due if left > 1]
             self.due, self.fresh, self.losses = left + self.fresh, [], 0

@@ -1,7 +1,7 @@
 """Sentence Transformers' preprocessing of texts, with the same result in less time.
 
-Transformers turns a batch's token ids into a tensor number by number in Python, which takes longer than finding them
-and, on a GPU, as long as a small encoder's training step. NumPy does it at once.
+Transformers turns a batch's token ids into a tensor number by number in Python; where several cores find the ids, that
+takes longer than finding them. NumPy does it at once.
 """
 
 from __future__ import annotations
