@@ -204,22 +204,20 @@ class LayersInPlace:
     def __init__(self) -> None:
         self.model: nn.Module | None = None
         self.changes = 0
+        self.found: list[DepthAttention] = []
         self.places: list[tuple[nn.Module, str, DepthAttention]] = []
 
     def __call__(self, model: nn.Module) -> list[DepthAttention]:
         """The MAW layers of `model` in use, in order."""
         if model is not self.model or self.changes != _changes[0] or self._moved():
-            parents = {child: (parent, name) for parent in model.modules() for name, child in _children(parent)}
-            self.places = [(*parents[layer], layer) for layer in maw_layers(model)]
+            places = {child: (parent, name) for parent in model.modules() for name, child in parent.named_children()}
+            self.found = maw_layers(model)
+            self.places = [(*places[layer], layer) for layer in self.found if layer is not model]
             self.model, self.changes = model, _changes[0]
-        return [layer for _, _, layer in self.places]
+        return self.found
 
     def _moved(self) -> bool:
         return any(getattr(parent, name, None) is not layer for parent, name, layer in self.places)
-
-
-def _children(parent: nn.Module) -> list[tuple[str, DepthAttention]]:
-    return [(name, child) for name, child in parent.named_children() if isinstance(child, DepthAttention)]
 
 
 # Surgery on the layers

@@ -75,7 +75,7 @@ class AuxiliaryLoss(nn.Module):
         super().__init__()
         self.loss = loss
         self.model = model
-        self.layers = LayersInPlace()
+        self._layers = LayersInPlace()
         self.scale: float = getattr(loss, "scale", 20.0)
         """The loss's factor on cosines."""
         self.due: list[Kept] = []
@@ -85,6 +85,10 @@ class AuxiliaryLoss(nn.Module):
         self.steps: int | None = None
         self.losses = 0
 
+    def layers(self) -> list[DepthAttention]:
+        """The MAW layers of the model."""
+        return self._layers(self.model)
+
     def forward(self, features: Any, labels: Tensor | None = None) -> Tensor:
         """The wrapped loss.
 
@@ -93,7 +97,7 @@ class AuxiliaryLoss(nn.Module):
                 the model or the loss allows none (`maw.retrieval.training.rollouts`); or the temperature moves, and
                 nobody says how far training is.
         """
-        numbered = enumerate(self.layers(self.model))
+        numbered = enumerate(self.layers())
         training = {place: layer for place, layer in numbered if layer.training and torch.is_grad_enabled()}
         layers = list(training.values())
         _check_progress(layers)
@@ -135,7 +139,7 @@ class AuxiliaryLoss(nn.Module):
 
     def turn(self) -> None:
         """After an optimiser step on the policies: what was due has served once more, what was fresh becomes due."""
-        steps = _steps_of(self.layers(self.model))
+        steps = _steps_of(self.layers())
         if self.steps is not None and steps != self.steps:
             left = [(place, left - 1, rollout) for place, left, rollout in self.due if left > 1]
             self.due, self.fresh, self.losses = left + self.fresh, [], 0

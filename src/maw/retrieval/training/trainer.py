@@ -47,8 +47,8 @@ __all__ = ["Trainer", "logged_findings"]
 
 PROBE_EVERY = 25
 PROBE_GROWTH = 0.25
-"""Steps between two probes of the model, at least: so many, and this share of the steps so far, so that looking costs
-a long training less. The trained model is probed in any case."""
+"""Steps between two probes of the model, at least: so many, and this share of the steps before the first of them, so
+that looking costs a long training less. The trained model is probed in any case."""
 
 OF_THE_TRAINER = ("loss", "grad_norm", "learning_rate", "epoch", "step")
 """What a log entry has beside the selectors' statistics."""
@@ -115,7 +115,7 @@ class Trainer(SentenceTransformerTrainer):
         """
         self.check_loss()
         self.data = chained(self.data, inputs.pop("rows"))
-        with _progress(self.loss.layers(self.loss.model), self.state.global_step / max(1, self.state.max_steps)):
+        with _progress(self.loss.layers(), self.state.global_step / max(1, self.state.max_steps)):
             loss = super().training_step(model, inputs, *args, **kwargs)
         self.unchecked = self.state.global_step + 1, loss.detach()
         return loss
@@ -204,7 +204,7 @@ class Trainer(SentenceTransformerTrainer):
         """
         statistics, data = [], []
         if "loss" in logs:
-            collected = [statistic for layer in self.loss.layers(self.loss.model) if (statistic := layer.collect())]
+            collected = [statistic for layer in self.loss.layers() if (statistic := layer.collect())]
             statistics = [self._of_all_processes(statistic) for statistic in collected]
             data = gather_object([self.data])
         if statistics:
@@ -246,7 +246,7 @@ class Trainer(SentenceTransformerTrainer):
 
     def probe(self) -> list[Finding]:
         """Look at the model on a few texts; the findings that are new. A model without MAW has none."""
-        if len(self.probe_texts) < 2 or not self.loss.layers(self.loss.model):
+        if len(self.probe_texts) < 2 or not self.loss.layers():
             return []
         self.probed = self.state.global_step
         return self.watch.probed(self.probed, probe(self.model, self.probe_texts))
