@@ -13,6 +13,10 @@ from torch.utils._pytree import tree_leaves
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # kernels then run on the CPU, where they are asked for by name
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # each of several processes of tests, and what it starts, has one core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
 # MKL sums in an order that depends on where a tensor lies in memory, on some processors, unless it is told not to
 os.environ.setdefault("MKL_CBWR", "AUTO")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # `maw train` would set it for all tests that follow
