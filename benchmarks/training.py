@@ -4,6 +4,7 @@
     torchrun --nproc-per-node 2 benchmarks/training.py --device cuda    # in several processes
     python benchmarks/training.py --device cuda --resume [--deterministic]
     python benchmarks/training.py --device cuda --twins    # what MAW adds to a training's time
+    python benchmarks/training.py --device cuda --steps    # and to a step's, and what of it goes to the tokens
 
 The packaged MiniLM on pydocs, trained as `maw train` does it, with MAW in the last layer. First the pairs a second and
 the peak memory of one batch size with and without mini-batches, and of a batch that is large, start and evaluation
@@ -11,13 +12,15 @@ included; several processes get as many times the pairs. Then (`--resume`, in on
 times, once stopped twice by SIGKILL and started again: the weights must be the same bytes. On a CUDA device that needs
 kernels that give the same twice: `--deterministic` asks PyTorch for such, and the line "twice, never stopped" says
 whether they do. Or (`--twins`) whole trainings with MAW and without in turn, of MiniLM and of an encoder of BERT-base's
-size with random weights, start and evaluation included: seconds of each, and the ratio of their medians.
+size with random weights, start and evaluation included: seconds of each, and the ratio of their medians. Or (`--steps`)
+single steps of MiniLM, with tokens made on one core and on all: milliseconds a step, of which for its tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import os
 import shutil
 import signal
@@ -25,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,8 +45,10 @@ from maw.commands import quiet_libraries
 from maw.retrieval.data.loading import load_dataset
 from maw.retrieval.models import choose_own_device, load_encoder
 from maw.retrieval.processes import leave, process_index, processes
+from maw.retrieval.training.batches import Collator
 from maw.retrieval.training.fine_tuning import train
 from maw.retrieval.training.settings import TrainingSettings
+from maw.retrieval.training.trainer import Trainer
 
 CASES = {  # pairs a batch of one process, texts a mini-batch, pairs trained on
     "cuda": [(256, None, 8192), (256, 64, 8192), (256, 256, 8192), (4096, 256, 8192)],
@@ -90,8 +96,6 @@ def child(folder: Path, device: torch.device, stop: int, *, deterministic: bool)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    from maw.retrieval.training.trainer import Trainer
-
     plain = Trainer.training_step
 
     def training_step(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -159,12 +163,63 @@ def twins(names: Sequence[str], device: torch.device, encoder: str) -> dict[str,
     return found
 
 
+STEPS = {"cuda": (64, 10, 40), "cpu": (8, 2, 6)}
+"""Pairs a batch, the step from which time counts, and the one before which it ends."""
+
+
+def steps(device: torch.device, encoder: str) -> list[dict[str, Any]]:
+    """Milliseconds a step and of the collator in it; the first training warms up and does not count."""
+    batch, first, last = STEPS[device.type]
+    pairs = batch * (last + 2)
+    whole = load_dataset("pydocs")
+    data = whole.subset(train_pairs=pairs, documents=3 * pairs, test_queries=10, dev_queries=20)
+    settings = TrainingSettings(epochs=1, batch_size=batch, dev_documents=20)
+    step, collate = Trainer.training_step, Collator.__call__
+    marks: dict[int, float] = {}
+    collating: list[float] = []
+
+    def timed_step(self: Any, *arguments: Any, **options: Any) -> Any:
+        if self.state.global_step in (first, last):
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            marks[self.state.global_step] = time.perf_counter()
+        return step(self, *arguments, **options)
+
+    def timed_collate(self: Any, rows: Any) -> Any:
+        start = time.perf_counter()
+        found = collate(self, rows)
+        collating.append(time.perf_counter() - start)
+        return found
+
+    rows: list[dict[str, Any]] = []
+    Trainer.training_step, Collator.__call__ = timed_step, timed_collate  # ty: ignore[invalid-assignment]
+    try:
+        cases = itertools.product(("false", "true"), ("dense", "MAW", "dense", "MAW"))
+        for parallel, kind in [("true", "dense"), *cases]:
+            os.environ["TOKENIZERS_PARALLELISM"] = parallel
+            model = load_encoder(encoder, device=device, max_length=settings.max_length)
+            if kind == "MAW":
+                maw.attach(model, maw.MAWConfig())
+            collating.clear()
+            with tempfile.TemporaryDirectory() as folder:
+                train(model, data, Path(folder), settings)
+            each = 1e3 * (marks[last] - marks[first]) / (last - first)
+            tokens = 1e3 * statistics.median(collating)
+            rows.append({"tokenised in parallel": parallel, "encoder": kind, "ms a step": each, "of it tokens": tokens})
+            where = "on all cores" if parallel == "true" else "on one core"
+            print(f"{kind}, tokenised {where}: {each:.1f} ms a step, {tokens:.1f} of them for its tokens", flush=True)
+    finally:
+        Trainer.training_step, Collator.__call__ = step, collate  # ty: ignore[invalid-assignment]
+    return rows[1:]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--twins", nargs="*", choices=tuple(TWINS), help="these encoders; all without a name")
-    parser.add_argument("--model", default="packaged", help="MiniLM's folder, for --twins")
+    parser.add_argument("--steps", action="store_true")
+    parser.add_argument("--model", default="packaged", help="MiniLM's folder, for --twins and --steps")
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--stop", type=int, default=0, help=argparse.SUPPRESS)
@@ -175,7 +230,9 @@ def main() -> None:
         child(arguments.child, device, arguments.stop, deterministic=arguments.deterministic)
         return
     results: dict[str, Any] = {}
-    if arguments.twins is None:
+    if arguments.steps:
+        results["steps"] = steps(device, arguments.model)
+    elif arguments.twins is None:
         results["speed"] = speed(device)
     else:
         results["twins"] = twins(arguments.twins or tuple(TWINS), device, arguments.model)
