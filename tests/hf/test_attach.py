@@ -26,8 +26,8 @@ from transformers import (
 )
 
 import maw
-from maw.hf import attach as attach_module
-from maw.hf.attach import LayersInPlace, maw_layers
+from maw.hf import in_place
+from maw.hf.attach import maw_layers
 from maw.hf.attention import maw_attention
 from maw.hf.masks import key_mask
 
@@ -334,9 +334,9 @@ def test_key_mask_evaluates_a_block_mask_on_its_diagonal_alone():
 
 def test_layers_are_found_once_and_again_where_they_moved(monkeypatch):
     """An adapter puts a copy in a layer's place, detaching takes it away, attaching puts another there."""
-    walks, plain = [], attach_module.maw_layers
-    monkeypatch.setattr(attach_module, "maw_layers", lambda model: walks.append(model) or plain(model))
-    host, layers = build("bert"), LayersInPlace()
+    walks, plain = [], in_place.maw_layers
+    monkeypatch.setattr(in_place, "maw_layers", lambda model: walks.append(model) or plain(model))
+    host, layers = build("bert"), in_place.LayersInPlace()
     assert [layers(host), layers(host)] == [[], []]
     assert len(walks) == 1, "nothing to find is known, too"
     maw.attach(host, maw.MAWConfig(depth=8, layers="all"))

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Attachment",
     "LayerReport",
-    "LayersInPlace",
     "attach",
     "carried",
     "carrying_host",
@@ -52,6 +51,7 @@ __all__ = [
     "insert",
     "maw_layers",
     "remove",
+    "surgeries",
 ]
 
 
@@ -190,45 +190,15 @@ def carried(model: nn.Module) -> list[DepthAttention | Control]:
     ]
 
 
-class LayersInPlace:
-    """`maw_layers` again and again: a model is walked through anew only after MAW was attached to or taken from any
-    model, and where a layer is no longer in its place, as when an adapter put a copy there.
-
-    A walk takes as long as many launches, which counts in a training step.
-
-    >>> layers = LayersInPlace()
-    >>> layers(nn.Linear(2, 2))
-    []
-    """
-
-    def __init__(self) -> None:
-        self.model: nn.Module | None = None
-        self.changes = 0
-        self.found: list[DepthAttention] = []
-        self.places: list[tuple[nn.Module, str, DepthAttention]] = []
-
-    def __call__(self, model: nn.Module) -> list[DepthAttention]:
-        """The MAW layers of `model` in use, in order."""
-        if model is not self.model or self.changes != _changes[0] or self._moved():
-            places = {child: (parent, name) for parent in model.modules() for name, child in parent.named_children()}
-            self.found = maw_layers(model)
-            self.places = [(*places[layer], layer) for layer in self.found if layer is not model]
-            self.model, self.changes = model, _changes[0]
-        return self.found
-
-    def _moved(self) -> bool:
-        return any(getattr(parent, name, None) is not layer for parent, name, layer in self.places)
-
-
 # Surgery on the layers
 
-_changes = [0]
-"""How often it was done, in any model."""
+surgeries = [0]
+"""How often it was done, to any model."""
 
 
 def insert(host: PreTrainedModel, config: MAWConfig) -> tuple[LayerReport, ...]:
     """Give the chosen layers of `host` their MAW submodule and their own attention implementation."""
-    _changes[0] += 1
+    surgeries[0] += 1
     layers = find_layers(host)
     heads = host.config.num_attention_heads
     if config.num_heads is not None and config.num_heads != heads:
@@ -266,7 +236,7 @@ def insert(host: PreTrainedModel, config: MAWConfig) -> tuple[LayerReport, ...]:
 
 def remove(host: PreTrainedModel) -> None:
     """The inverse of `insert`."""
-    _changes[0] += 1
+    surgeries[0] += 1
     carrying = [(name, module) for name, module in host.named_modules() if "maw_host_config" in vars(module)]
     for name, attention in carrying:
         if not isinstance(attention.maw, (DepthAttention, Control)):

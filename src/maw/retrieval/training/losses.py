@@ -22,7 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from maw.auxiliary import add_loss_beside, scale_gradient
 from maw.errors import MAWError
-from maw.hf.attach import LayersInPlace
+from maw.hf.in_place import LayersInPlace
 from maw.records import Rollout
 from maw.retrieval.training.rollouts import Rollouts, wants_rollouts
 
