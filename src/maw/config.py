@@ -30,6 +30,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     # value network, no KL, and Gumbel-Softmax at its usual temperature. It names no weight of the loss and no learning
     # rate: these are the ones that it was measured with.
     "literal": {
+        "layers": (-1,),
         "views": "ones",
         "train_views": False,
         "scale": 1.0,
@@ -102,15 +103,15 @@ class MAWConfig:
     True
     """
 
-    layers: tuple[int, ...] | list[int] | Literal["all"] = (-1,)
+    layers: tuple[int, ...] | list[int] | Literal["all"] = (0,)
     depth: int = 64
     num_heads: int | None = None
     views: ViewKind = "auto"
     train_views: bool = True
     scale: float | None = None
     selection: Selection = "gumbel"
-    tau: float = 0.15
-    noise: float = 0.00375
+    tau: float = 0.3
+    noise: float = 0.0075
     tau_start: float | None = None
     reward: Reward = "entropy"
     retrieval_weight: float = 1.0
@@ -122,7 +123,7 @@ class MAWConfig:
     updates: int = 1
     auxiliary_weight: float = 0.03
     value_weight: float = 0.5
-    kl_weight: float = 300.0
+    kl_weight: float = 1.0
     entropy_weight: float = 0.0
     learning_rate: float = 3e-4
     calibrate: bool = True
