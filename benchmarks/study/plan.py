@@ -12,6 +12,7 @@ options     changes of the third round's choice, on one training set
 scratch     a small encoder that was never trained: its twin's learning rate, then MAW
 confirmation    the last three rounds' choices on every set with seeds that no choice saw
 candidates  what the options suggest, on every set beside the twins of `final`; the best of them beside controls
+lora        controls with LoRA, where the best of the candidates is above its twin
 alone       the encoder frozen: MAW, controls, or the last layer's query and key projections trained on their own
 """
 
@@ -42,7 +43,17 @@ from choosing import (
     tuned,
 )
 from data import DOMAINS
-from recipes import BEGUN_OPTIONS, CANDIDATES, FINALISTS, FIRST_CHOICE, OPTIONS, RECIPES, SHORTLIST, matched_dropout
+from recipes import (
+    BEGUN_OPTIONS,
+    CANDIDATES,
+    FINALISTS,
+    FIRST_CHOICE,
+    LORA_CONTROLS,
+    OPTIONS,
+    RECIPES,
+    SHORTLIST,
+    matched_dropout,
+)
 
 __all__ = [
     "ALONE_ON",
@@ -65,7 +76,7 @@ DRAWING = ("random", "logit-dropout")
 """Controls with noise of their own."""
 PHASES = (
     *("tuning", "main", "recipes", "default", "shortlist", "final", "finalists"),
-    *("controls", "options", "scratch", "confirmation", "candidates", "alone"),
+    *("controls", "options", "scratch", "confirmation", "candidates", "lora", "alone"),
 )
 RESTS_ON: dict[str, set[str]] = {
     "tuning": set(),
@@ -80,6 +91,7 @@ RESTS_ON: dict[str, set[str]] = {
     "main": {"tuning"},
     "confirmation": {"tuning", "final", "finalists", "candidates"},
     "candidates": {"tuning", "final", "finalists"},
+    "lora": {"tuning", "candidates"},
     "alone": {"final", "finalists"},
 }
 LEARNING_RATES = {"full": (2e-5, 5e-5, 1e-4, 2e-4), "lora": (2e-4, 5e-4, 1e-3, 2e-3)}
@@ -130,6 +142,7 @@ def phase(name: str, results: Results, *, strict: bool = False) -> list[Run]:
         "scratch": _scratch,
         "confirmation": _confirmation,
         "candidates": _candidates,
+        "lora": _lora,
         "alone": _alone,
     }
     runs: list[Run] = []
@@ -257,7 +270,15 @@ def _candidates(results: Results) -> Iterable[Run]:
     for run, option in itertools.product(_pairs(results, FOURTH, chosen(results, FOURTH)), CANDIDATES):
         if run.option:
             yield replace(run, phase="candidates", maw=CANDIDATES[option], option=option)
-    yield from _controls_of(results, FIFTH, chosen(results, FIFTH), [name for name in CONTROLS if name != "literal"])
+    for controls in (("static", "ia3-key", "linear-gate", "logit-dropout"), ("random",)):
+        yield from _controls_of(results, FIFTH, chosen(results, FIFTH), controls)
+
+
+def _lora(results: Results) -> Iterable[Run]:
+    option = chosen(results, FIFTH)
+    for seed, (control, changes) in itertools.product((*SEEDS, *CONFIRMING_SEEDS), LORA_CONTROLS.items()):
+        maw = {**CANDIDATES[option], **changes}
+        yield Run("lora", "pydocs", "maw-lora", seed, **tuned(results, "pydocs", "lora"), maw=maw, option=control)
 
 
 def _confirmation(results: Results) -> Iterable[Run]:

@@ -14,6 +14,7 @@ __all__ = [
     "CANDIDATES",
     "FINALISTS",
     "FIRST_CHOICE",
+    "LORA_CONTROLS",
     "OPTIONS",
     "RECIPES",
     "SHORTLIST",
@@ -103,6 +104,14 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 }
 """The option on pydocs that is best on dev, of two finalists: MAW in the first layer, where the weights share .034 nat
 with the text."""
+
+LORA_CONTROLS: dict[str, dict[str, Any]] = {
+    "static": {"selection": "uniform"},
+    "ia3-key": {"mechanism": "ia3-key"},
+    "linear-gate": {"mechanism": "linear-gate"},
+    "logit-dropout": {"mechanism": "logit-dropout", "logit_dropout": 0.00033},
+}
+"""What turns a candidate into a control; the controls of `maw.benchmark.variants` are trained in full."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "no reward": {"auxiliary_weight": 0.0},

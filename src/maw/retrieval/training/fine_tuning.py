@@ -198,7 +198,7 @@ def _schedule(arguments: SentenceTransformerTrainingArguments, settings: Trainin
     """Warm up and log by the number of steps there will be; every tenth at least, so that `maw.collapse` sees early."""
     steps = settings.epochs * batches
     arguments.warmup_steps = math.ceil(settings.warmup_share * steps)
-    arguments.logging_steps = min(10, max(1, steps // 50))
+    arguments.logging_steps = min(10, max(1, steps // 20))
 
 
 def _identity(
