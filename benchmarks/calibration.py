@@ -145,7 +145,7 @@ def main() -> None:
     asked = parser.parse_args()
     device = torch.device(asked.device)
     model = load_encoder("packaged", device=device, max_length=128)
-    attach(model, MAWConfig())
+    attach(model, MAWConfig(layers=[-1]))
     model.eval()
     states, rows = [], []
     for name in SETS:

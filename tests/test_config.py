@@ -96,15 +96,16 @@ def test_a_number_too_large_for_a_float_is_bad_input():
 
 def test_defaults_are_those_of_method_section_4():
     config = MAWConfig()
-    assert config.layers == (-1,)
+    assert config.layers == (0,)
     assert (config.depth, config.views, config.selection) == (64, "auto", "gumbel")
-    assert (config.tau, config.noise) == (0.15, 0.00375)
+    assert (config.tau, config.noise) == (0.3, 0.0075)
     assert (config.group_size, config.advantage, config.reward) == (8, "std", "entropy")
-    assert (config.auxiliary_weight, config.value_weight, config.kl_weight) == (0.03, 0.5, 300.0)
+    assert (config.auxiliary_weight, config.value_weight, config.kl_weight) == (0.03, 0.5, 1.0)
     assert (config.calibrate, config.depth_baseline) == (True, True)
     assert (config.learning_rate, config.mechanism, config.tau_start) == (3e-4, "maw", None)
     assert (config.scale, config.num_heads, config.updates) == (None, None, 1)
     assert MAWConfig.recipe("default") == config
+    assert MAWConfig.recipe("literal").layers == (-1,), "where the specification has it"
 
 
 def test_frozen_and_hashable():

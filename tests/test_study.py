@@ -26,6 +26,7 @@ FOLDER = ROOT / "benchmarks" / "study"
 RESULTS = ROOT / "docs" / "results" / "study"
 OWN = (
     "choosing",
+    "beside",
     "confirmation",
     "plan",
     "data",
@@ -265,7 +266,21 @@ def finalists_done(plan, names, *, harm=0.0):
     return done + rows
 
 
-def test_the_last_round_chooses_among_finalists_in_every_setting(plan, modules):
+def candidates_done(plan, modules, *, information=0.02, harm=0.0):
+    """The first has this much information and loses `harm` in one setting, the second is better and does not work."""
+    done = finalists_done(plan, list(modules["recipes"].FINALISTS))
+    first = next(iter(plan.CANDIDATES))
+    rows = []
+    for run in plan.phase("candidates", done):
+        works = run.option == first
+        layer = {"depths alive by weight": 1.0, "information of weights, nat": information if works else 0.0}
+        value = TWINS - harm * (works and (run.train, run.variant) == ("nq-qed", "maw-lora")) + 0.001 * (not works)
+        own = {name: {"gaps": {"dev": [0.0]}, "layers on dev": [layer]} for name in plan.domains_of(run.train)}
+        rows.append(finished(plan, run, value) | {"selection": own})
+    return done + rows
+
+
+def test_a_finalist_is_chosen_by_every_setting(plan, modules):
     names = list(modules["recipes"].FINALISTS)
     runs = plan.phase("finalists", recipes_done(plan, tries="shortlist"))
     assert {(run.option, run.train, run.variant, run.seed) for run in runs} == {
@@ -356,20 +371,20 @@ def test_the_scratch_twins_rate_is_the_best_of_its_search(plan, modules):
 
 
 def test_the_confirmation_has_seeds_that_no_choice_saw(plan, modules):
-    names = list(modules["recipes"].FINALISTS)
-    done = finalists_done(plan, names, harm=0.002)
+    done = candidates_done(plan, modules, harm=0.002)
     runs = plan.phase("confirmation", done)
     seeds = {run.seed for run in runs}
-    others = {run.seed for name in plan.PHASES if name != "confirmation" for run in plan.phase(name, done)}
+    chooses = [name for name in plan.PHASES if name not in ("confirmation", "lora")]  # which come after all choices
+    others = {run.seed for name in chooses for run in plan.phase(name, done)}
     assert seeds.isdisjoint({*others, *plan.SEEDS, *plan.OPTIONS_SEEDS, plan.TUNING_SEED})
     assert {run.option for run in runs} == {"", *plan.confirmed(done)}
-    assert plan.confirmed(done)[0] == plan.chosen(done, plan.FOURTH) == names[0]
+    assert plan.confirmed(done)[:2] == (next(iter(plan.CANDIDATES)), plan.chosen(done, plan.FOURTH))
     for option in plan.confirmed(done):
         of_option = [run for run in runs if run.option == option and run.seed in plan.CONFIRMING_SEEDS]
         assert {(run.train, run.variant, run.seed) for run in of_option} == {
             (train, variant, seed) for train in plan.SETS for variant in plan.MAW for seed in plan.CONFIRMING_SEEDS
         }
-        recipes = {**modules["recipes"].SHORTLIST, **modules["recipes"].FINALISTS}
+        recipes = {**modules["recipes"].SHORTLIST, **modules["recipes"].FINALISTS, **plan.CANDIDATES}
         assert all(run.maw == recipes[option] for run in of_option)
     twins = {(run.train, run.variant, run.seed): run for run in runs if not run.option}
     for run in runs:
@@ -392,6 +407,54 @@ def test_candidates_run_everywhere_beside_the_same_twins(plan, modules):
         twin = twins[run.train, run.variant.replace("maw", "dense"), run.seed]
         assert run.maw == plan.CANDIDATES[run.option]
         assert (run.learning_rate, run.epochs, run.batch_size) == (twin.learning_rate, twin.epochs, twin.batch_size)
+
+
+def test_the_last_rounds_choice_is_the_default_if_it_works_and_loses_little(plan, modules):
+    first, second = plan.CANDIDATES
+    done = candidates_done(plan, modules, harm=0.002)
+    assert plan.default(done) == plan.chosen(done, plan.FIFTH) == first
+    for left in ({"harm": 0.004}, {"information": 0.009}):
+        done = candidates_done(plan, modules, **left)
+        assert plan.chosen(done, plan.FIFTH) == second
+        assert plan.default(done) == plan.chosen(done, plan.FOURTH)
+
+
+def test_the_last_rounds_choice_runs_beside_controls_of_its_own(plan, modules):
+    done = candidates_done(plan, modules)
+    recipe = plan.CANDIDATES[plan.chosen(done, plan.FIFTH)]
+    runs = [run for run in plan.phase("candidates", done) if run.variant not in plan.MAW]
+    controls = ("static", "ia3-key", "linear-gate", "logit-dropout", "random")
+    assert [(run.variant, run.train, run.seed) for run in runs if run.variant == "random"] == [
+        (run.variant, run.train, run.seed) for run in runs[-25:]
+    ], "what is known to harm comes last"
+    assert {(run.train, run.variant, run.seed) for run in runs} == {
+        (train, variant, seed) for train in plan.SETS for variant in controls for seed in plan.SEEDS
+    }
+    assert all(run.maw["layers"] == recipe["layers"] == [0] for run in runs)
+    assert {run.maw["logit_dropout"] for run in runs if run.variant == "logit-dropout"} == {0.00033}
+
+
+def test_controls_with_lora_differ_from_maw_in_what_makes_them_controls(plan, modules):
+    done = candidates_done(plan, modules)
+    recipe = plan.CANDIDATES[plan.chosen(done, plan.FIFTH)]
+    runs = plan.phase("lora", done)
+    assert {run.seed for run in runs} == {*plan.SEEDS, *plan.CONFIRMING_SEEDS}
+    settings = plan.tuned(done, "pydocs", "lora")
+    for run in runs:
+        changed = {name for name, value in run.maw.items() if recipe.get(name) != value}
+        assert changed, run.option
+        assert changed <= {"selection", "mechanism", "logit_dropout"}, run.option
+        assert {name: getattr(run, name) for name in settings} == settings
+        config = modules["training"].maw_config(run)
+        assert config.layers == (0,)
+        assert config.mechanism == {"static": "maw"}.get(run.option, run.option)
+
+
+def test_later_defaults_do_not_change_what_a_run_is(plan, modules):
+    for name in ("main", "recipes", "shortlist", "finalists"):
+        for run in plan.phase(name, recipes_done(plan, tries="shortlist"))[:40]:
+            config = modules["training"].maw_config(run)
+            assert config is None or config.layers == (-1,)
 
 
 def test_beside_a_frozen_encoder_everything_gets_the_best_rate_of_its_own_search(plan, modules):

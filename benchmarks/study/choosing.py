@@ -29,6 +29,7 @@ __all__ = [
     "Round",
     "Unfinished",
     "chosen",
+    "default",
     "dev",
     "domains_of",
     "selecting",
@@ -123,10 +124,16 @@ def _best_on_dev(
 
 
 def chosen(results: Results, stage: Round = THIRD) -> str:
-    """The recipe that is the default from here on: the best on dev of those that work; of all, if none does."""
+    """The recipe that a round chooses: the best on dev of those that work; of all, if none does."""
     ranked = _best_on_dev(results, stage.tries, stage.recipes, len(stage.on), len(SEEDS), stage.made_by)
     works = working(results, stage)
     return next((option for option in ranked if option in works), ranked[0])
+
+
+def default(results: Results) -> str:
+    """The default in the end: the last round's choice if it works and loses little, else that of the round before."""
+    option = chosen(results, FIFTH)
+    return option if option in working(results, FIFTH) else chosen(results, FOURTH)
 
 
 def working(results: Results, stage: Round = THIRD) -> list[str]:

@@ -39,6 +39,7 @@ from choosing import (
     Round,
     Unfinished,
     chosen,
+    default,
     dev,
     tuned,
 )
@@ -60,6 +61,8 @@ __all__ = [
     "ALONE_RATES",
     "CONFIRMING_SEEDS",
     "LEARNING_RATES",
+    "LORA_CONTROLS_ON",
+    "LORA_SEEDS",
     "MORE_SEEDS",
     "OPTIONS_ON",
     "PHASES",
@@ -97,6 +100,8 @@ RESTS_ON: dict[str, set[str]] = {
 LEARNING_RATES = {"full": (2e-5, 5e-5, 1e-4, 2e-4), "lora": (2e-4, 5e-4, 1e-3, 2e-3)}
 OPTIONS_ON = ("pydocs",)
 OPTIONS_SEEDS = (10, 11, 12)
+LORA_CONTROLS_ON = "pydocs"
+LORA_SEEDS = (*SEEDS, *CONFIRMING_SEEDS)
 ALONE_ON = ("pydocs", "nfcorpus")
 ALONE_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 
@@ -275,10 +280,9 @@ def _candidates(results: Results) -> Iterable[Run]:
 
 
 def _lora(results: Results) -> Iterable[Run]:
-    option = chosen(results, FIFTH)
-    for seed, (control, changes) in itertools.product((*SEEDS, *CONFIRMING_SEEDS), LORA_CONTROLS.items()):
-        maw = {**CANDIDATES[option], **changes}
-        yield Run("lora", "pydocs", "maw-lora", seed, **tuned(results, "pydocs", "lora"), maw=maw, option=control)
+    recipe, settings = CANDIDATES[chosen(results, FIFTH)], tuned(results, LORA_CONTROLS_ON, "lora")
+    for seed, (control, changes) in itertools.product(LORA_SEEDS, LORA_CONTROLS.items()):
+        yield Run("lora", LORA_CONTROLS_ON, "maw-lora", seed, **settings, maw={**recipe, **changes}, option=control)
 
 
 def _confirmation(results: Results) -> Iterable[Run]:
@@ -300,8 +304,8 @@ def _beside_a_twin(results: Results, train: str, tuning: str, seed: int, options
 
 
 def confirmed(results: Results) -> tuple[str, ...]:
-    """What runs again with new seeds: the choices of the last three rounds, the third's this time clipped apart."""
-    return tuple(dict.fromkeys(chosen(results, stage) for stage in (FIFTH, FOURTH, THIRD)))
+    """What runs again with new seeds: the default first, then the choices of the last rounds; all clipped apart."""
+    return tuple(dict.fromkeys((default(results), *(chosen(results, stage) for stage in (FIFTH, FOURTH, THIRD)))))
 
 
 def alone(results: Results) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -50,6 +50,12 @@ class Runs:
         found = [row for row in self.rows if all(row["run"][name] == value for name, value in wanted.items())]
         return sorted(found, key=lambda row: row["run"]["seed"])
 
+    def with_option(self, train: str, variant: str, option: str) -> list[Row]:
+        """All seeds of a recipe, or of the dense twins (no option), of the last rounds and the confirmation."""
+        phases = ("final", "candidates", "confirmation")
+        found = [self.pick(phase=phase, train=train, variant=variant, option=option) for phase in phases]
+        return [row for rows in found for row in rows]
+
     def mean(self, row: Row, train: str, kind: str = "") -> float:
         """The mean over the training set's domains of the mean over their test queries."""
         return statistics.mean(row["means"][f"{name}/test{kind}"] for name in domains_of(train))

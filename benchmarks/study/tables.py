@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from beside import beside_a_frozen_encoder, controls_with_lora
 from choosing import (
     CONTROLS,
     FIFTH,
@@ -34,7 +35,7 @@ from choosing import (
     selecting,
     working,
 )
-from confirmation import beside_a_frozen_encoder, confirmation
+from confirmation import confirmation
 from data import POOL
 from markdown import comparisons, table
 from plan import LEARNING_RATES, OPTIONS_ON
@@ -48,6 +49,12 @@ PREFACE = (
     "power .8. A row marked * compares runs of different machines."
 )
 
+ROUNDS = (
+    *(("second", SECOND, "default"), ("third", THIRD, "final")),
+    *(("fourth", FOURTH, "final"), ("last", FIFTH, "final")),
+)
+"""The rounds that chose a default, and the phase of its twins."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,11 +67,12 @@ def main() -> None:
 
 
 class Stage(NamedTuple):
-    """A default of the study, the phase of its runs, and the option that MAW's runs have there."""
+    """A default of the study, the phase of its runs, the option that MAW's runs have there, and their twins' phase."""
 
     name: str
     phase: str
     option: str
+    twins: str
 
 
 class Study(Runs):
@@ -91,6 +99,7 @@ class Study(Runs):
             parts += ["### What the selection does", self._selections(stage)]
             parts += ["### Out of domain: MS MARCO's pool", self._out_of_domain(stage)]
         parts += [*confirmation(self)]
+        parts += ["## Controls with LoRA, beside the candidates' best", controls_with_lora(self)]
         parts += ["## The candidates", self._recipes(FIFTH), *self._together(FIFTH)]
         parts += ["## The finalists", self._recipes(FOURTH), *self._together(FOURTH)]
         parts += ["## The third round's recipes", self._recipes(THIRD)]
@@ -102,11 +111,11 @@ class Study(Runs):
     def _stages(self) -> list[Stage]:
         """The defaults that the study had, the last one first."""
         chosen = {
-            option: Stage(f"the default that the {name} round chose, {option}", stage.everywhere, option)
-            for name, stage in (("second", SECOND), ("third", THIRD), ("last", FOURTH))
+            option: Stage(f"the default that the {name} round chose, {option}", stage.everywhere, option, twins)
+            for name, stage, twins in ROUNDS
             if (option := self.chosen[stage.tries]) and self.pick(phase=stage.everywhere, option=option)
         }
-        return [*reversed(chosen.values()), Stage("the default as the study began", "main", "")]
+        return [*reversed(chosen.values()), Stage("the default as the study began", "main", "", "main")]
 
     def _choice(self, stage: Round) -> str | None:
         """The recipe that a round chose; None where it is not finished."""
@@ -118,7 +127,8 @@ class Study(Runs):
     def _of(self, stage: Stage, train: str, variant: str) -> list[Row]:
         """A variant's rows. Twins and controls are those of every default of the phase."""
         own = {"option": stage.option} if variant in MAW else {}
-        return self.pick(phase=stage.phase, train=train, variant=variant, **own)
+        phase = stage.twins if variant.startswith("dense") else stage.phase
+        return self.pick(phase=phase, train=train, variant=variant, **own)
 
     # The search for the twins
 
@@ -258,7 +268,7 @@ class Study(Runs):
     def _passed_over(self) -> list[str]:
         """Recipes that were run as a default before a rule or another recipe took their place."""
         run = {row["run"]["option"] for row in self.pick(phase="default") if row["run"]["variant"] in MAW}
-        stages = [Stage(name, "default", name) for name in sorted(run - {self.chosen[SECOND.tries]})]
+        stages = [Stage(name, "default", name, "default") for name in sorted(run - {self.chosen[SECOND.tries]})]
         if not stages:
             return []
         parts = ["### Recipes that were run as a default and passed over"]

@@ -27,8 +27,8 @@ LARGEST_DEPTH = 4096
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     # The specification's snippets to the letter: identical slices, no scale, one sampled depth whose baseline is the
-    # value network, no KL, and Gumbel-Softmax at its usual temperature. It names no weight of the loss and no learning
-    # rate: these are the ones that it was measured with.
+    # value network, no KL, Gumbel-Softmax at its usual temperature, and the last layer. It names no weight of the loss
+    # and no learning rate: these are the ones that it was measured with.
     "literal": {
         "layers": (-1,),
         "views": "ones",
@@ -52,7 +52,8 @@ class MAWConfig:
     """What MAW is to be, in which layers, and how its depth selection is trained (method.md sections 1 to 4).
 
     Args:
-        layers: indices of the encoder layers that get MAW, negative ones counted from the end, or `"all"`.
+        layers: indices of the encoder layers that get MAW, negative ones counted from the end, or `"all"`. The first is
+            the default: there the weights come to depend on the text without a cost in ranking (docs/results/study.md).
         depth: D, the number of view vectors per head, at most 4096.
         num_heads: the encoder's number of heads; only checked, never set. None takes the encoder's.
         views: how view vectors start: `"auto"` (spectral where it applies, else frame), `"spectral"`, `"frame"`,

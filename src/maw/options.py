@@ -21,8 +21,8 @@ JSON = Annotated[bool, tyro.conf.arg(name="json")]
 class MAWOptions:
     """Settings of MAW."""
 
-    maw_layers: Layers = "-1"
-    """Layers that get MAW: -1 (the last), 0,5 or all."""
+    maw_layers: Layers = "0"
+    """Layers that get MAW: 0 (the first), -1 (the last), 0,5 or all."""
     maw_depth_dim: int = 64
     """D, view vectors per head."""
     maw_num_heads: int | None = None

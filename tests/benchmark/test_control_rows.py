@@ -85,7 +85,7 @@ def test_other_ways_to_name_a_control_that_do_not_exist_are_refused(tiny_model, 
 
 @pytest.mark.parametrize(
     ("tau", "noise", "share"),
-    [(5.0, 1.0, 0.013), (10.0, 1.0, 0.0026), (DEFAULT.tau, DEFAULT.noise, LOGIT_DROPOUT)],
+    [(5.0, 1.0, 0.03), (10.0, 1.0, 0.006), (DEFAULT.tau, DEFAULT.noise, LOGIT_DROPOUT)],
 )
 def test_logit_dropout_is_matched_to_the_noise_of_depths_on_real_text(tau, noise, share):
     """The variance of depth noise on a logit, less the mean over keys, over the mean square logit is p / (1 - p)."""
