@@ -124,11 +124,14 @@ def _pool(runs: Runs, cells: Sequence[Cell]) -> str:
 def _time(recipes: Mapping[str, Sequence[Cell]]) -> str:
     note = (
         "Seconds of a training beside those of the twin of the same seed, median over seeds; 15 processes shared each "
-        "GPU and had a processor core each, where a training step waits for Python rather than for the GPU."
+        "GPU and had a processor core each, where a training step waits for Python rather than for the GPU. Recipes "
+        "whose twins were trained in another call are left out."
     )
     lines = []
     for option, cells in recipes.items():
         for train, variant, rows, twins in ((c.train, c.rows[0]["run"]["variant"], c.rows, c.twins) for c in cells):
+            if len({row["environment"]["commit"] for row in (*rows, *twins)}) > 1:
+                continue
             pairs = [(_seconds(row), _seconds(twin)) for row, twin in zip(rows, twins, strict=True)]
             ratios = [own / other for own, other in pairs]
             lines.append([option, train, variant, f"{statistics.median(other for _, other in pairs):.0f}"])

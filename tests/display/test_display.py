@@ -173,7 +173,7 @@ def test_examples_run(module):
 
 def test_the_command_writes_what_was_asked_for(folder, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("From a file.\n\n  And another: naïve café.\n", encoding="utf-8")
-    options = ["--file", str(tmp_path / "texts.txt"), "--depths", "2", "--head", "3", "--layer", "-1"]
+    options = ["--file", str(tmp_path / "texts.txt"), "--depths", "2", "--head", "3", "--layer", "-6"]
     outputs = ["--html", str(tmp_path / "page.html"), "--png", str(tmp_path / "pictures")]
     assert main(["inspect", str(folder), TEXTS[0], *options, *outputs]) == 0
     said = capsys.readouterr().out
@@ -184,7 +184,7 @@ def test_the_command_writes_what_was_asked_for(folder, tmp_path, capsys):
     assert len(list((tmp_path / "pictures").iterdir())) == 3
     assert main(["inspect", str(folder), TEXTS[0], *options, "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
-    assert (values["schema"], values["layer"], values["head"]) == (1, 5, 3)
+    assert (values["schema"], values["layer"], values["head"]) == (1, 0, 3)
     assert [len(text["slices"]) for text in values["texts"]] == [2, 2, 2]
 
 
@@ -217,7 +217,7 @@ def test_empty_texts_are_named_and_the_others_shown(folder, tmp_path, capsys, as
         (["a", "--head", "first"], "--head must be a number from 0 on, or mean, got 'first'"),
         (["a", "--html", "no/folder/page.html"], "the folder no/folder is not there"),
         (["a", "--html", "."], "--html wants a file to write"),
-        (["a", "--layer", "0"], "layer 0 has no MAW: in this model 5 of 6"),
+        (["a", "--layer", "5"], "layer 5 has no MAW: in this model 0 of 6"),
     ],
 )
 def test_bad_input_is_said_in_one_line(folder, tmp_path, monkeypatch, capsys, arguments, message):

@@ -189,7 +189,7 @@ def test_deepcopy_after_a_step_is_independent():
     before = hidden(twin)
     stir(model)
     assert torch.equal(hidden(twin), before)
-    assert twin.backbone.encoder.layer[2].attention.self.maw_host_config is twin.backbone.config
+    assert twin.backbone.encoder.layer[0].attention.self.maw_host_config is twin.backbone.config
 
 
 def test_attaching_is_repeatable_and_leaves_the_random_state_alone():
@@ -260,7 +260,7 @@ def test_flash_attention_is_refused_with_the_reason_before_and_after(name):
     model = build("bert")
     wrapped = maw.attach(model, maw.MAWConfig(depth=5)).model
     model.config._attn_implementation = name
-    layer = model.encoder.layer[2].attention.self
+    layer = model.encoder.layer[0].attention.self
     query, key, value = torch.randn(3, 1, 3, 5, 8)
     with pytest.raises(maw.MAWError, match=f"is set to '{name}' .*flattened"):
         maw_attention(layer, query, key, value, None, scaling=layer.scaling)
@@ -279,9 +279,8 @@ def test_the_bare_host_refuses_to_be_saved_without_maw(tmp_path):
 
 def test_views_fall_back_to_frames_by_rule_and_say_so():
     model = build("bert")
-    model.encoder.layer[2].attention.self.query.weight.data[1] = model.encoder.layer[
-        2
-    ].attention.self.query.weight.data[0]
+    weight = model.encoder.layer[0].attention.self.query.weight.data
+    weight[1] = weight[0]
     attachment = maw.attach(model, maw.MAWConfig(depth=5))
     assert attachment.layers[0].views == "frame"
     maw.detach(model)

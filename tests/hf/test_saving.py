@@ -180,7 +180,7 @@ def test_weights_that_do_not_belong_to_the_config_are_an_error(tmp_path, what):
     if what == "missing":
         del weights[key]
     else:
-        weights[key.replace("layer.5", "layer.3")] = weights[key].clone()
+        weights[key.replace("layer.0", "layer.3")] = weights[key].clone()
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(maw.MAWError, match=f"1 MAW weights are .*{what}.*query_views"):
         SentenceTransformer(str(tmp_path), device="cpu")
