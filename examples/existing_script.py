@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     model = SentenceTransformer(options.model or str(packaged_encoder()))
     model.max_seq_length = options.max_length
-    config = maw.MAWConfig(layers=[-1], depth=64)  # MAW
+    config = maw.MAWConfig(layers=[0], depth=64)  # MAW
     print(maw.attach(model, config))  # MAW
     with maw.calibrating(model):  # MAW: its policy begins where it can tell these texts apart
         model.encode(rows["anchor"][:128] + rows["positive"][:128], show_progress_bar=False)  # MAW

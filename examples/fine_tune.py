@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = load_encoder(options.model, device=choose_device("auto"), max_length=options.max_length)
     before = assess_model(model, data, data.default_split)
     if not options.dense:
-        print(maw.attach(model, maw.MAWConfig(layers=[-1], depth=64)))  # nothing changes until training does
+        print(maw.attach(model, maw.MAWConfig(layers=[0], depth=64)))  # nothing changes until training does
     settings = TrainingSettings(
         epochs=options.epochs,
         batch_size=options.batch_size,

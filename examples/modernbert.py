@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     name = str(made_up(options.output.with_name("made-up"))) if options.made_up else options.model
     model = SentenceTransformer(name, device="cpu")  # a bare encoder gets mean pooling
     host = model.encode(TEXTS)
-    print(maw.attach(model, maw.MAWConfig(layers=[-1], depth=64)))
+    print(maw.attach(model, maw.MAWConfig(layers=[0], depth=64)))
     print(f"largest difference from the host's own vectors: {abs(model.encode(TEXTS) - host).max():.1e}")
     model.save_pretrained(str(options.output))
     again = SentenceTransformer(str(options.output), device="cpu")

@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(0)
     model = SentenceTransformer(str(packaged_encoder()), device="cpu")
     model.max_seq_length = 64
-    maw.attach(model, maw.MAWConfig(layers=[-1], depth=64, tau=1.0))  # weights are the policy itself
+    maw.attach(model, maw.MAWConfig(layers=[0], depth=64, tau=1.0))  # weights are the policy itself
     (layer,) = maw_layers(model)
     texts = list(load_dataset("pydocs").queries.values())[: options.texts]
     found = [look(model, layer, text) for text in texts]

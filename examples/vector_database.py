@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
     corpus.write_text("".join(json.dumps({"_id": name, "text": documents[name]}) + "\n" for name in names))
     model = load_encoder(options.model or "packaged", device=choose_device("auto"), max_length=128)
     if options.model is None:
-        print(maw.attach(model, maw.MAWConfig(layers=[-1], depth=64)))
+        print(maw.attach(model, maw.MAWConfig(layers=[0], depth=64)))
     encode_corpus(model, corpus, options.output / "vectors", EncodingSettings(dtype="float32"))
     store = VectorStore(options.output / "vectors")
     export_parquet(store, options.output / "parquet")
