@@ -6,12 +6,15 @@ import itertools
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 
+import numpy as np
 from choosing import MAW, SEEDS, SETS, Unfinished, dev
 from data import POOL
 from markdown import comparisons, table
 from plan import CONFIRMING_SEEDS, MORE_SEEDS, confirmed
 from rows import Row
 from runs import POOL_SPLITS, SELECTION, Cell, Runs, on_the_pool, splits, together
+
+from maw.benchmark.comparison import compare
 
 __all__ = ["confirmation"]
 
@@ -32,6 +35,7 @@ def confirmation(runs: Runs) -> list[str]:
     for option, cells in new.items():
         parts += [f"`{option}`:", _compared(runs, cells)]
     parts += ["### All settings together, seeds 5 to 9", *together(runs, new, CONFIRMING_SEEDS)]
+    parts += ["### One recipe in two layers, seeds 5 to 9", *_layers(runs, new)]
     followed = options[:2]
     parts += ["### Scores"]
     for option in followed:
@@ -48,6 +52,7 @@ def confirmation(runs: Runs) -> list[str]:
     parts += ["### Out of domain: MS MARCO's pool, seeds 5 to 9"]
     for option in followed:
         parts += [f"`{option}`:", _pool(runs, new[option])]
+    parts += [_together_on_the_pool(runs, new)]
     return [*parts, "### Time", _time(new)]
 
 
@@ -61,6 +66,16 @@ def _cells(runs: Runs, option: str, seeds: Collection[int] | None) -> list[Cell]
         )
         cells.append(Cell(train, *both))
     return cells
+
+
+def _layers(runs: Runs, recipes: Mapping[str, Sequence[Cell]]) -> list[str]:
+    """Recipes that were tried in the first layer and in the last one."""
+    both = {name: f"{name}; first layer" for name in recipes if f"{name}; first layer" in recipes}
+    cells = {
+        first: [Cell(one.train, one.rows, two.rows) for one, two in zip(recipes[first], recipes[last], strict=True)]
+        for last, first in both.items()
+    }
+    return together(runs, cells, CONFIRMING_SEEDS, "in the last layer")
 
 
 def _compared(runs: Runs, cells: Sequence[Cell]) -> str:
@@ -119,6 +134,20 @@ def _pool(runs: Runs, cells: Sequence[Cell]) -> str:
             lines[-1] += [f"{mean:.4f}{mark}" for mean, mark in zip(means, marks, strict=True)]
     found = [one for cell in cells for one in on_the_pool(runs, cell)]
     return f"{table(['training set', 'variant', *POOL_SPLITS], lines)}\n\n{comparisons(found)}"
+
+
+def _together_on_the_pool(runs: Runs, recipes: Mapping[str, Sequence[Cell]]) -> str:
+    where = [f"{POOL}/{split}" for split in POOL_SPLITS]
+    found = []
+    for option, cells in recipes.items():
+        first, second = (
+            np.mean([runs.scores_of(rows, where) for rows in several], axis=0)
+            for several in ([cell.rows for cell in cells], [cell.twins for cell in cells])
+        )
+        found.append(("all", compare(option, "dense", first, second, "nDCG@10")))
+    return (
+        f"All settings and splits together, a query's value being its mean over the settings:\n\n{comparisons(found)}"
+    )
 
 
 def _time(recipes: Mapping[str, Sequence[Cell]]) -> str:

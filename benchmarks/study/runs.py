@@ -113,7 +113,9 @@ class Cell(NamedTuple):
     twins: Sequence[Row]
 
 
-def together(runs: Runs, cells: Mapping[str, Sequence[Cell]], seeds: Sequence[int]) -> list[str]:
+def together(
+    runs: Runs, cells: Mapping[str, Sequence[Cell]], seeds: Sequence[int], against: str = "dense"
+) -> list[str]:
     """Each recipe against its twins over all settings; recipes that lack a seed somewhere are left out."""
     found, means = [], []
     for option, own in cells.items():
@@ -127,7 +129,7 @@ def together(runs: Runs, cells: Mapping[str, Sequence[Cell]], seeds: Sequence[in
         first, second = (
             np.concatenate([np.mean(several, axis=0) for several in kept.values()], axis=1) for kept in both
         )
-        found.append(("all", compare(option, "dense", first, second, "nDCG@10")))
+        found.append(("all", compare(option, against, first, second, "nDCG@10")))
         differences = [
             runs.scores_of(cell.rows, splits(cell.train)).mean() - runs.scores_of(cell.twins, splits(cell.train)).mean()
             for cell in own
