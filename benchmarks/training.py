@@ -6,7 +6,7 @@
     python benchmarks/training.py --device cuda --twins    # what MAW adds to a training's time
     python benchmarks/training.py --device cuda --steps    # and to a step's, and what of it goes to the tokens
 
-The packaged MiniLM on pydocs, trained as `maw train` does it, with MAW in the last layer. First the pairs a second and
+The packaged MiniLM on pydocs, trained as `maw train` does it, with the default MAW. First the pairs a second and
 the peak memory of one batch size with and without mini-batches, and of a batch that is large, start and evaluation
 included; several processes get as many times the pairs. Then (`--resume`, in one process) the same training three
 times, once stopped twice by SIGKILL and started again: the weights must be the same bytes. On a CUDA device that needs

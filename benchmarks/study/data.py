@@ -19,10 +19,12 @@ from torch import Tensor
 from maw.retrieval.data.dataset import RetrievalDataset
 from maw.retrieval.data.loading import load_dataset
 
-__all__ = ["DOMAINS", "POOL", "Domain", "Tokens", "domain", "encode", "training_set"]
+__all__ = ["DOMAINS", "POOL", "SOME_DOCUMENTS", "Domain", "Tokens", "domain", "encode", "training_set"]
 
 DOMAINS = ("pydocs", "nfcorpus", "nq-qed", "tldr-commands")
 POOL = "msmarco-passage-pool"
+SOME_DOCUMENTS = 2000
+"""Of a collection, that depth weights are looked at; every domain has more."""
 LENGTH = 128
 TOKENS_A_BATCH = 32_768
 

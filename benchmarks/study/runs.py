@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from choosing import domains_of
-from data import POOL
+from data import POOL, SOME_DOCUMENTS
 from markdown import comparisons, table
 from rows import Row, Scores
 
@@ -16,6 +16,7 @@ from maw.benchmark.comparison import Comparison, compare
 
 __all__ = ["POOL_SPLITS", "SELECTION", "Cell", "Runs", "on_the_pool", "splits", "together"]
 
+AMONG_QUERIES, AMONG_DOCUMENTS = (f"information of weights among {kind}, nat" for kind in ("queries", "documents"))
 POOL_SPLITS = ("dl19", "dl20", "dev")
 
 STATISTICS: tuple[tuple[str, Callable[[Sequence[float]], float]], ...] = (
@@ -24,12 +25,12 @@ STATISTICS: tuple[tuple[str, Callable[[Sequence[float]], float]], ...] = (
     ("policy entropy / log D", statistics.mean),
     ("information of policy, nat", statistics.mean),
     ("information of weights, nat", statistics.mean),
-    ("information of weights among queries, nat", statistics.mean),
-    ("information of weights among documents, nat", statistics.mean),
+    (AMONG_QUERIES, statistics.mean),
+    (AMONG_DOCUMENTS, statistics.mean),
 )
 SELECTION = (
     *("gap", "fused", "smallest weight x D", "alive", "policy entropy", "information, policy"),
-    *("information, weights", "among queries", "among documents"),
+    *("information, weights", "among queries", "among documents", "within both"),
 )
 
 
@@ -95,7 +96,19 @@ class Runs:
         for name, of in STATISTICS:
             there = [layer[name] for layer in layers if name in layer]
             cells.append(f"{of(there):.4f}" if there else "-")
-        return cells
+        within = [value for row in rows for value in self._within(row)]
+        return [*cells, f"{statistics.mean(within):.4f}" if within else "-"]
+
+    def _within(self, row: Row) -> list[float]:
+        """The weights' information about a text of which it is known whether it is a query, by domain and layer."""
+        found = []
+        for domain, own in row["selection"].items():
+            queries = len(self.scores[row["name"]][f"{domain}/test"])
+            for layer in own["layers"]:
+                if AMONG_QUERIES in layer:
+                    total = queries * layer[AMONG_QUERIES] + SOME_DOCUMENTS * layer[AMONG_DOCUMENTS]
+                    found.append(total / (queries + SOME_DOCUMENTS))
+        return found
 
     def _gaps(self, row: Row, train: str) -> list[float]:
         """Noise-free less sampled, the mean over domains, for every draw."""

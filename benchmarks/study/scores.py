@@ -37,6 +37,7 @@ __all__ = ["measure"]
 METRIC = "nDCG@10"
 CHOICES = 8
 DRAWS = 3
+SOME = study_data.SOME_DOCUMENTS
 PerQuery = dict[str, dict[str, float]]
 
 
@@ -117,7 +118,7 @@ def _policies(
     model: SentenceTransformer, found: study_data.Domain, split: str, device: torch.device
 ) -> list[Mapping[str, float]]:
     layers = [layer for layer in maw_layers(model) if layer.config.selection != "uniform"]
-    some = study_data.Tokens(found.documents.ids[:2000], found.documents.rows[:2000])
+    some = study_data.Tokens(found.documents.ids[:SOME], found.documents.rows[:SOME])
     logits: dict[DepthAttention, list[Tensor]] = {layer: [] for layer in layers}
     number: list[int] = []
 

@@ -53,7 +53,7 @@ class MAWConfig:
 
     Args:
         layers: indices of the encoder layers that get MAW, negative ones counted from the end, or `"all"`. The first is
-            the default: there the weights come to depend on the text without a cost in ranking (docs/results/study.md).
+            the default: there weights come to depend on the text, and no cost in ranking is shown (docs/results/study.md).
         depth: D, the number of view vectors per head, at most 4096.
         num_heads: the encoder's number of heads; only checked, never set. None takes the encoder's.
         views: how view vectors start: `"auto"` (spectral where it applies, else frame), `"spectral"`, `"frame"`,

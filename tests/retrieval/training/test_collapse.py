@@ -118,7 +118,7 @@ def plain_attention(module, query, key, value, attention_mask, scaling=None, **o
 def forget_the_mask_in_the_host(model):
     """A layer without MAW gets an attention function of its own, which nobody gives a mask."""
     AttentionInterface.register("planted", plain_attention)
-    layer = model[0].model.get_submodule("backbone.encoder.layer.0.attention.self")
+    layer = model[0].model.get_submodule("backbone.encoder.layer.1.attention.self")
     layer.config = copy.copy(layer.config)
     layer.config._attn_implementation = "planted"
 
