@@ -84,7 +84,7 @@ def texts_of(name: str, data: Path, number: int) -> list[list[str]]:
 def train(found: Recorded, *, calibrate: bool, baseline: bool, steps: int, learning_rate: float, seed: int) -> Selector:
     """GRPO on recorded states: warm-up over a tenth, linear decay, AdamW, as in training."""
     torch.manual_seed(seed)
-    config = MAWConfig(kl_weight=1.0)  # so that the reward leads
+    config = MAWConfig()
     selector = Selector(found.state.shape[1], found.reward.shape[1])
     if calibrate:
         with torch.no_grad():

@@ -3,9 +3,11 @@ from __future__ import annotations
 import doctest
 import importlib
 import inspect
+from pathlib import Path
 
 import pytest
 
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "maw"
 MODULES = [
     "maw",
     "maw.auxiliary",
@@ -34,10 +36,17 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("name", MODULES)
+def modules_with_examples():
+    for path in sorted(SOURCE.rglob("*.py")):
+        if ">>>" in path.read_text(encoding="utf-8"):
+            yield ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("name", [*modules_with_examples()])
 def test_examples_in_docstrings_run(name):
-    failed, _ = doctest.testmod(importlib.import_module(name))
+    failed, tried = doctest.testmod(importlib.import_module(name))
     assert failed == 0
+    assert tried > 0
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "maw"])

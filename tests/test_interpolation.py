@@ -108,7 +108,7 @@ def test_long_texts_are_interpolated_and_short_ones_exact(tokens, interpolated):
 
 
 @pytest.mark.parametrize(
-    ("layers", "count"), [pytest.param([-1], 1, id="last"), pytest.param("all", 6, id="all", marks=pytest.mark.slow)]
+    ("layers", "count"), [pytest.param([0], 1, id="first"), pytest.param("all", 6, id="all", marks=pytest.mark.slow)]
 )
 def test_the_reward_on_real_text_in_layers_of_the_packaged_encoder(layers, count):
     """The mean over heads, which is the reward, within 1e-4 of the exact one for every text and slice."""

@@ -53,7 +53,7 @@ class MAWConfig:
 
     Args:
         layers: indices of the encoder layers that get MAW, negative ones counted from the end, or `"all"`. The first is
-            the default: there weights come to depend on the text, and no cost in ranking is shown (docs/results/study.md).
+            the default: weights come to depend on the text there, and no cost is shown (docs/results/study.md).
         depth: D, the number of view vectors per head, at most 4096.
         num_heads: the encoder's number of heads; only checked, never set. None takes the encoder's.
         views: how view vectors start: `"auto"` (spectral where it applies, else frame), `"spectral"`, `"frame"`,
@@ -263,7 +263,7 @@ def _checked_layers(layers: Any) -> tuple[int, ...] | Literal["all"]:
     except TypeError:
         raise MAWError(f"layers must be a list of layer indices or 'all', got {layers!r}") from None
     if not layers:
-        raise MAWError("layers must name at least one layer, got an empty list: give [-1] for the last layer")
+        raise MAWError("layers must name at least one layer, got an empty list: give [0] for the first layer")
     for layer in layers:
         if not isinstance(layer, int) or isinstance(layer, bool):
             raise MAWError(f"layers must be integers, got {layer!r}")

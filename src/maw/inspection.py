@@ -227,7 +227,7 @@ def _choose_layer(host: PreTrainedModel, wanted: int | None) -> tuple[int, tuple
         raise MAWError(f"layer must be {-len(blocks)} to {len(blocks) - 1}, got {wanted}: there are {len(blocks)}")
     if index not in carrying:
         named = ", ".join(str(place) for place in carrying)
-        raise MAWError(f"layer {wanted} has no MAW: in this model {named} of {len(blocks)} (0 to {len(blocks) - 1}) do")
+        raise MAWError(f"layer {wanted} has no MAW: of layers 0 to {len(blocks) - 1} these have it: {named}")
     return index, tuple(carrying), carrying[index]
 
 

@@ -12,7 +12,7 @@ from maw.errors import MAWError
 
 __all__ = ["JSON", "Device", "MAWOptions", "TrainingOptions"]
 
-Layers = Annotated[str, tyro.conf.arg(name="maw-layer-indices", metavar="LIST")]
+Layers = Annotated[str | None, tyro.conf.arg(name="maw-layer-indices", metavar="LIST")]
 Device = Annotated[str, tyro.conf.arg(metavar="auto|cpu|cuda|mps")]
 JSON = Annotated[bool, tyro.conf.arg(name="json")]
 
@@ -21,14 +21,14 @@ JSON = Annotated[bool, tyro.conf.arg(name="json")]
 class MAWOptions:
     """Settings of MAW."""
 
-    maw_layers: Layers = "0"
-    """Layers that get MAW: 0 (the first), -1 (the last), 0,5 or all."""
+    maw_layers: Layers = None
+    """Layers that get MAW: -1 (last), 0,5 or all (0)."""
     maw_depth_dim: int = 64
     """D, view vectors per head."""
     maw_num_heads: int | None = None
     """Checked against the encoder's heads; never sets them."""
     maw_settings: Annotated[str, tyro.conf.arg(metavar="JSON")] = "{}"
-    """Other fields of MAWConfig, as '{"kl_weight": 100}'."""
+    """Other fields of MAWConfig, as '{"tau": 1}'."""
 
     def values(self) -> dict[str, Any]:
         """The fields of `MAWConfig` that were given."""
@@ -36,14 +36,6 @@ class MAWOptions:
 
         from maw.config import MAWConfig
 
-        layers: Any = self.maw_layers.strip()
-        if layers != "all":
-            try:
-                layers = [int(part) for part in layers.split(",")]
-            except ValueError:
-                raise MAWError(
-                    f"--maw-layer-indices must be integers with commas, or all, got {self.maw_layers!r}"
-                ) from None
         try:
             other = json.loads(self.maw_settings)
         except json.JSONDecodeError as error:
@@ -52,9 +44,20 @@ class MAWOptions:
             raise MAWError(f"--maw-settings must be a JSON object, got {self.maw_settings!r}")
         if own := {"layers", "depth", "num_heads"} & set(other):
             raise MAWError(f"--maw-settings must not repeat {', '.join(sorted(own))}: each has an option of its own")
-        values = {"layers": layers, "depth": self.maw_depth_dim, "num_heads": self.maw_num_heads, **other}
+        values = {"depth": self.maw_depth_dim, "num_heads": self.maw_num_heads, **other}
+        if self.maw_layers is not None:  # else a recipe's own
+            values["layers"] = _layers(self.maw_layers)
         MAWConfig.from_dict(values)
         return values
+
+
+def _layers(text: str) -> list[int] | str:
+    if text.strip() == "all":
+        return "all"
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise MAWError(f"--maw-layer-indices must be integers with commas, or all, got {text!r}") from None
 
 
 @dataclass(frozen=True)

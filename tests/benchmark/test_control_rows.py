@@ -17,6 +17,7 @@ from maw.cli import main
 from maw.controls import CONTROLS
 from maw.functional import transform_query
 from maw.hf.attach import carried, maw_layers
+from maw.options import MAWOptions
 from maw.retrieval.models import choose_device, load_encoder
 from maw.selector import depth_weights
 
@@ -75,6 +76,12 @@ def test_a_control_is_trained_by_its_name_at_maws_learning_rate(tiny_model, toy_
     started = {"ia3-key": lambda own: own.factor - 1, "linear-gate": lambda own: own.up.bias}
     if mechanism in started:
         assert started[mechanism](layer).abs().max() > 0.01, "two steps of 5e-5 would not go so far"
+
+
+def test_the_literal_recipe_keeps_its_layer_unless_one_is_named():
+    assert VARIANTS["literal"].maw_config(MAWOptions().values()).layers == (-1,)
+    assert VARIANTS["literal"].maw_config(MAWOptions(maw_layers="0,2").values()).layers == (0, 2)
+    assert VARIANTS["maw-full"].maw_config(MAWOptions().values()) == maw.MAWConfig()
 
 
 def test_other_ways_to_name_a_control_that_do_not_exist_are_refused(tiny_model, toy_data, tmp_path, capsys):

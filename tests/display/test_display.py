@@ -217,7 +217,7 @@ def test_empty_texts_are_named_and_the_others_shown(folder, tmp_path, capsys, as
         (["a", "--head", "first"], "--head must be a number from 0 on, or mean, got 'first'"),
         (["a", "--html", "no/folder/page.html"], "the folder no/folder is not there"),
         (["a", "--html", "."], "--html wants a file to write"),
-        (["a", "--layer", "5"], "layer 5 has no MAW: in this model 0 of 6"),
+        (["a", "--layer", "5"], "layer 5 has no MAW: of layers 0 to 5 these have it: 0"),
     ],
 )
 def test_bad_input_is_said_in_one_line(folder, tmp_path, monkeypatch, capsys, arguments, message):

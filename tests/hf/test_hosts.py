@@ -257,9 +257,10 @@ def _watched(model):
     return seen[0]
 
 
+@pytest.mark.parametrize("layer", [0, 1])  # some hosts' first layer has a window
 @pytest.mark.parametrize("name", CAUSAL)
-def test_a_causal_host_has_one_state_a_text_and_still_hides_the_future(name):
-    model = stir(attach(build(name), layers=[-1]))
+def test_a_causal_host_has_one_state_a_text_and_still_hides_the_future(name, layer):
+    model = stir(attach(build(name), layers=[layer]))
     layer, (query, key, _, mask), _ = _watched(model)
     assert torch.equal(mask, REAL), "state and reward see all tokens, whatever the layer's window"
     assert key.shape[1] == 2

@@ -112,7 +112,7 @@ def attach(model: PreTrainedModel | SentenceTransformer, config: MAWConfig | Non
     >>> from transformers import BertConfig, BertModel
     >>> tiny = BertConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, vocab_size=9)
     >>> print(attach(BertModel(tiny), MAWConfig(depth=4)))
-    MAW in encoder.layer.1.attention.self: 2 heads of 4 channels, depth 4, spectral views, 400 parameters
+    MAW in encoder.layer.0.attention.self: 2 heads of 4 channels, depth 4, spectral views, 357 parameters
     """
     from maw.hf.model import MAWModel
 

@@ -1,10 +1,10 @@
 """Let untrained selectors begin where they can tell texts apart.
 
 A selector's state is the mean query of a text. Most of it is common to all texts: in all-MiniLM-L6-v2's last layer the
-mean over texts is 2.1 to 2.3 times as long as a text's distance from it (docs/results/calibration.md). A policy that
-starts from such states learns for hundreds of steps which depths are good on the whole before it learns for which text.
-So its hidden units, and the value network's, are shifted and scaled to mean 0 over some texts; a policy that is zero
-stays zero.
+mean over texts is 2.1 to 2.3 times as long as a text's distance from it (docs/results/calibration.md), in its first 1.4
+times. A policy that starts from such states learns for hundreds of steps which depths are good on the whole before it
+learns for which text. So its hidden units, and the value network's, are shifted and scaled to mean 0 over some texts; a
+policy that is zero stays zero.
 
 Source: method.md (10); data-dependent initialisation, Salimans and Kingma 2016, Weight Normalization, section 3.
 """

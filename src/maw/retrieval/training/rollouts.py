@@ -8,8 +8,8 @@ candidates are the other side of the batch, as the training loss saw them: for a
 too; for a relevant document the queries. That of row b is the text's partner. Hard negatives have none; nothing is
 learned from their choices.
 
-The layers below the first one with MAW run once: their output is kept from the training forward and handed on. All
-texts of a column are rolled out in one forward without gradient, in evaluation mode.
+The layers below the first one with MAW, if there are any, run once: their output is kept from the training forward and
+handed on. All texts of a column are rolled out in one forward without gradient, in evaluation mode.
 
 Source: method.md section 4, (9).
 """
