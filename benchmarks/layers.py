@@ -38,11 +38,11 @@ def encoder(layer: int, device: torch.device, *, noisy: bool) -> SentenceTransfo
     model = load_encoder("packaged", device=device, max_length=LENGTH)
     maw.attach(model, maw.MAWConfig(layers=[layer], **NOISE))
     for own in maw_layers(model) if noisy else []:
-        own.register_forward_pre_hook(draw)
+        own.register_forward_pre_hook(switch_to_training)
     return model
 
 
-def draw(layer: DepthAttention, _: Any) -> None:
+def switch_to_training(layer: DepthAttention, _: Any) -> None:
     """`encode` puts the whole model into evaluation mode; this layer draws noise all the same."""
     layer.train()
 

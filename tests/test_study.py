@@ -106,6 +106,8 @@ def test_a_twins_settings_are_the_best_on_dev_and_nothing_else(plan):
 
 def test_a_phase_waits_for_what_it_rests_on(plan):
     assert plan.phase("default", []) == []
+    done = finalists_done(plan, list(plan.FINALISTS))
+    assert len(plan.phase("candidates", done, strict=True)) == 100, "its controls come when these are done"
     with pytest.raises(plan.Unfinished, match="'gentle 3e-4' has runs that are not finished: run --phases recipes"):
         plan.phase("default", [], strict=True)
     with pytest.raises(plan.Unfinished, match="dense-full was not tuned on nfcorpus"):
@@ -239,7 +241,7 @@ def test_the_default_is_the_best_on_dev_of_the_recipes_that_work(plan, modules):
 
 def test_the_third_rounds_choice_runs_beside_twins_and_controls_of_its_own(plan, modules):
     done = recipes_done(plan, tries="shortlist")
-    option = plan.chosen(done)
+    option = plan.chosen(done, plan.THIRD)
     runs = plan.phase("final", done)
     recipe = modules["recipes"].SHORTLIST[option]
     controls = ("static", "ia3-key", "linear-gate", "random", "logit-dropout")
@@ -347,7 +349,7 @@ def test_a_run_is_done_with_the_share_of_dropout_that_it_names(plan, modules):
     """A variant's own share stands before a user's; in the study what a run says is what it does."""
     done, settings = recipes_done(plan, tries="shortlist"), modules["training"].maw_config
     matched = [run for run in plan.phase("final", done) if run.variant == "logit-dropout"]
-    recipe = modules["recipes"].SHORTLIST[plan.chosen(done)]
+    recipe = modules["recipes"].SHORTLIST[plan.chosen(done, plan.THIRD)]
     assert {settings(run).logit_dropout for run in matched} == {modules["recipes"].matched_dropout(recipe)}
     assert {settings(run).mechanism for run in matched} == {"logit-dropout"}
     begun = plan.Run("main", "mixed", "logit-dropout", 0)
@@ -412,11 +414,11 @@ def test_candidates_run_everywhere_beside_the_same_twins(plan, modules):
 def test_the_last_rounds_choice_is_the_default_if_it_works_and_loses_little(plan, modules):
     first, second = plan.CANDIDATES
     done = candidates_done(plan, modules, harm=0.002)
-    assert plan.default(done) == plan.chosen(done, plan.FIFTH) == first
+    assert plan.final_default(done) == plan.chosen(done, plan.FIFTH) == first
     for left in ({"harm": 0.004}, {"information": 0.009}):
         done = candidates_done(plan, modules, **left)
         assert plan.chosen(done, plan.FIFTH) == second
-        assert plan.default(done) == plan.chosen(done, plan.FOURTH)
+        assert plan.final_default(done) == plan.chosen(done, plan.FOURTH)
 
 
 def test_the_last_rounds_choice_runs_beside_controls_of_its_own(plan, modules):
@@ -451,10 +453,15 @@ def test_controls_with_lora_differ_from_maw_in_what_makes_them_controls(plan, mo
 
 
 def test_later_defaults_do_not_change_what_a_run_is(plan, modules):
-    for name in ("main", "recipes", "shortlist", "finalists"):
-        for run in plan.phase(name, recipes_done(plan, tries="shortlist"))[:40]:
-            config = modules["training"].maw_config(run)
-            assert config is None or config.layers == (-1,)
+    """Every finished run's settings are what its plan says today; of dropout, `plan.py` says what it was."""
+    stored = json.loads((RESULTS / "runs.json").read_text(encoding="utf-8"))
+    compared = 0
+    for row in (row for row in stored["runs"] if row.get("maw") is not None):
+        config, settings = modules["training"].maw_config(plan.Run(**row["run"])).to_dict(), stored["maw"][row["maw"]]
+        done = {name: value for name, value in settings.items() if name not in ("weights per", "logit_dropout")}
+        assert {name: config[name] for name in done} == done, row["name"]
+        compared += 1
+    assert compared > 1000
 
 
 def test_beside_a_frozen_encoder_everything_gets_the_best_rate_of_its_own_search(plan, modules):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from dataclasses import replace
 
 from choosing import FIFTH, SEEDS, TUNING_SEED, Unfinished, chosen, dev
 from markdown import comparisons, table
@@ -31,6 +30,7 @@ def controls_with_lora(runs: Runs) -> str:
     rows = {"dense-lora": twins, "maw-lora": maw}
     rows |= {name: runs.pick(phase="lora", option=name) for name in LORA_CONTROLS}
     lines = []
+    rows = {name: own for name, own in rows.items() if own}
     for name, own in rows.items():
         trained = f"{own[0]['parameters']['trainable_parameters']:,}"
         lines.append([name, f"{statistics.mean(map(dev, own)):.4f}", runs.marked(own, train), trained])
@@ -38,8 +38,9 @@ def controls_with_lora(runs: Runs) -> str:
         (train, runs.compared(own, twins, splits(train), name)) for name, own in rows.items() if name != "dense-lora"
     ]
     against_controls = [
-        (train, replace(runs.compared(maw, rows[name], splits(train), "maw-lora"), baseline=name))
+        (train, runs.compared(maw, rows[name], splits(train), "maw-lora", against=name))
         for name in LORA_CONTROLS
+        if name in rows
     ]
     means = table(["trained", "dev", "test", "trained parameters"], lines)
     return f"{means}\n\n{comparisons(against_twins)}\n\n{comparisons(against_controls)}"
@@ -73,7 +74,7 @@ def beside_a_frozen_encoder(runs: Runs) -> str:
             for one in ("MAW", name)
         )
         if name != "MAW" and maw and other:
-            found.append((train, replace(runs.compared(maw, other, splits(train), "MAW"), baseline=name)))
+            found.append((train, runs.compared(maw, other, splits(train), "MAW", against=name)))
     heads = ["training set", "trained", "nDCG@10", "seeds", "parameters", *SELECTION]
     rates = table(["training set", "trained", *(f"{rate:g}" for rate in ALONE_RATES)], search)
     note = "The search for a learning rate, nDCG@10 on dev with a seed of its own; three epochs, 64 pairs a batch."

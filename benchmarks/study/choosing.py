@@ -29,9 +29,9 @@ __all__ = [
     "Round",
     "Unfinished",
     "chosen",
-    "default",
     "dev",
     "domains_of",
+    "final_default",
     "selecting",
     "tuned",
     "working",
@@ -83,20 +83,22 @@ def tuned(results: Results, train: str, tuning: str, encoder: str = "minilm") ->
 
 class Round(NamedTuple):
     """Recipes that are tried in some settings, the phase of the twins they are compared with, that in which the best
-    of them runs everywhere, and the phases to ask for to have them tried."""
+    of them runs everywhere, that of its twins there, and the phases to ask for to have them tried."""
 
     tries: str
     recipes: Mapping[str, Mapping[str, Any]]
     twins: str
     everywhere: str
+    everywhere_twins: str
     made_by: str
     on: Sequence[tuple[str, str]] = RECIPES_ON
 
 
-SECOND = Round("recipes", RECIPES, "main", "default", "recipes")
-THIRD = Round("shortlist", SHORTLIST, "shortlist", "final", "shortlist")
-FOURTH = Round("final", FINALISTS, "final", "final", "final,finalists", tuple(itertools.product(SETS, MAW)))
-FIFTH = Round("candidates", CANDIDATES, "final", "candidates", "candidates", tuple(itertools.product(SETS, MAW)))
+SECOND = Round("recipes", RECIPES, "main", "default", "default", "recipes")
+THIRD = Round("shortlist", SHORTLIST, "shortlist", "final", "final", "shortlist")
+IN_EVERY_SETTING = tuple(itertools.product(SETS, MAW))
+FOURTH = Round("final", FINALISTS, "final", "final", "final", "final,finalists", IN_EVERY_SETTING)
+FIFTH = Round("candidates", CANDIDATES, "final", "candidates", "final", "candidates", IN_EVERY_SETTING)
 
 
 def _cells(results: Results, phase: str, option: str) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
@@ -123,25 +125,25 @@ def _best_on_dev(
     return sorted(means, key=means.__getitem__, reverse=True)
 
 
-def chosen(results: Results, stage: Round = THIRD) -> str:
+def chosen(results: Results, stage: Round) -> str:
     """The recipe that a round chooses: the best on dev of those that work; of all, if none does."""
     ranked = _best_on_dev(results, stage.tries, stage.recipes, len(stage.on), len(SEEDS), stage.made_by)
     works = working(results, stage)
     return next((option for option in ranked if option in works), ranked[0])
 
 
-def default(results: Results) -> str:
+def final_default(results: Results) -> str:
     """The default in the end: the last round's choice if it works and loses little, else that of the round before."""
     option = chosen(results, FIFTH)
     return option if option in working(results, FIFTH) else chosen(results, FOURTH)
 
 
-def working(results: Results, stage: Round = THIRD) -> list[str]:
+def working(results: Results, stage: Round) -> list[str]:
     """The recipes whose selection works on every training set and that lose nothing by it."""
     return [option for option in selecting(results, stage) if _loses_little(results, stage, option)]
 
 
-def selecting(results: Results, stage: Round = THIRD) -> list[str]:
+def selecting(results: Results, stage: Round) -> list[str]:
     """The recipes whose selection works on every training set: half of the depths alive in every run, weights that
     depend on the text and no gap, on average over seeds. The gentle ones of the second round were not measured on dev;
     on test they have .0001 nat at most."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-import numpy as np
 from choosing import MAW, SEEDS, SETS, Unfinished, dev
 from data import POOL
 from markdown import comparisons, table
-from plan import CONFIRMING_SEEDS, MORE_SEEDS, confirmed
+from plan import CONFIRMING_SEEDS, MORE_SEEDS, confirmed, followed
+from recipes import LATER
 from rows import Row
-from runs import POOL_SPLITS, SELECTION, Cell, Runs, on_the_pool, splits, together
-
-from maw.benchmark.comparison import compare
+from runs import POOL_SPLITS, SELECTION, Cell, Runs, on_the_pool, splits, splits_of_the_pool, together
 
 __all__ = ["confirmation"]
 
@@ -28,32 +26,28 @@ def confirmation(runs: Runs) -> list[str]:
     except Unfinished:
         return []
     new = {option: _cells(runs, option, CONFIRMING_SEEDS) for option in options}
-    if not all(cell.rows and cell.twins for cells in new.values() for cell in cells):
+    if not all(cell.rows and cell.others for cells in new.values() for cell in cells):
         return []
+    both = followed(runs.rows)
     parts = ["## The default and what came before it again, with seeds that no choice saw"]
     parts += ["The default first; all with the gradients of encoder and MAW clipped apart. Seeds 5 to 9:"]
-    for option, cells in new.items():
-        parts += [f"`{option}`:", _compared(runs, cells)]
+    parts += _each(options, lambda option: _compared(runs, new[option]))
     parts += ["### All settings together, seeds 5 to 9", *together(runs, new, CONFIRMING_SEEDS)]
     parts += ["### One recipe in two layers, seeds 5 to 9", *_layers(runs, new)]
-    followed = options[:2]
-    parts += ["### Scores"]
-    for option in followed:
-        parts += [f"`{option}`:", _scores(runs, option)]
+    parts += ["### Scores", *_each(both, lambda option: _scores(runs, option))]
     parts += ["### Ten more seeds on pydocs"]
-    for option in followed:
-        parts += [f"`{option}`:", _compared(runs, [cell for cell in _cells(runs, option, MORE_SEEDS) if cell.rows])]
-    parts += ["### With all their seeds"]
-    for option in followed:
-        parts += [f"`{option}`:", _compared(runs, _cells(runs, option, None))]
-    parts += together(runs, {option: _cells(runs, option, TEN_SEEDS) for option in followed}, TEN_SEEDS)
-    parts += ["### On dev, by which they were chosen", _dev(runs, followed)]
+    parts += _each(both, lambda option: _compared(runs, _cells(runs, option, MORE_SEEDS)))
+    parts += ["### With all their seeds", *_each(both, lambda option: _compared(runs, _cells(runs, option, None)))]
+    parts += together(runs, {option: _cells(runs, option, TEN_SEEDS) for option in both}, TEN_SEEDS)
+    parts += ["### On dev, by which they were chosen", _dev(runs, both)]
     parts += ["### What the selection does, seeds 5 to 9", _selections(runs, new)]
-    parts += ["### Out of domain: MS MARCO's pool, seeds 5 to 9"]
-    for option in followed:
-        parts += [f"`{option}`:", _pool(runs, new[option])]
-    parts += [_together_on_the_pool(runs, new)]
+    parts += ["### Out of domain: MS MARCO's pool, seeds 5 to 9", *_each(both, lambda option: _pool(runs, new[option]))]
+    parts += together(runs, new, CONFIRMING_SEEDS, asked=splits_of_the_pool)
     return [*parts, "### Time", _time(new)]
+
+
+def _each(options: Sequence[str], tables: Callable[[str], str]) -> list[str]:
+    return [part for option in options for part in (f"`{option}`:", tables(option))]
 
 
 def _cells(runs: Runs, option: str, seeds: Collection[int] | None) -> list[Cell]:
@@ -70,10 +64,10 @@ def _cells(runs: Runs, option: str, seeds: Collection[int] | None) -> list[Cell]
 
 def _layers(runs: Runs, recipes: Mapping[str, Sequence[Cell]]) -> list[str]:
     """Recipes that were tried in the first layer and in the last one."""
-    both = {name: f"{name}; first layer" for name in recipes if f"{name}; first layer" in recipes}
     cells = {
         first: [Cell(one.train, one.rows, two.rows) for one, two in zip(recipes[first], recipes[last], strict=True)]
-        for last, first in both.items()
+        for first, last in itertools.permutations(recipes, 2)
+        if LATER[first] == {**LATER[last], "layers": [0]} != LATER[last]
     }
     return together(runs, cells, CONFIRMING_SEEDS, "in the last layer")
 
@@ -81,8 +75,9 @@ def _layers(runs: Runs, recipes: Mapping[str, Sequence[Cell]]) -> list[str]:
 def _compared(runs: Runs, cells: Sequence[Cell]) -> str:
     return comparisons(
         [
-            (cell.train, runs.compared(cell.rows, cell.twins, splits(cell.train), cell.rows[0]["run"]["variant"]))
+            (cell.train, runs.compared(cell.rows, cell.others, splits(cell.train), cell.variant))
             for cell in cells
+            if cell.rows
         ]
     )
 
@@ -92,7 +87,7 @@ def _scores(runs: Runs, option: str) -> str:
     lines = []
     cells = (_cells(runs, option, seeds) for seeds in (CONFIRMING_SEEDS, TEN_SEEDS))
     for new, ten in zip(*cells, strict=True):
-        for own, all_of_them in zip(new[1:], ten[1:], strict=True):
+        for own, all_of_them in ((new.rows, ten.rows), (new.others, ten.others)):
             lines.append([new.train, own[0]["run"]["variant"], runs.marked(own, new.train)])
             lines[-1].append(runs.marked(all_of_them, new.train))
     return table(["training set", "variant", "nDCG@10, seeds 5 to 9", "seeds 0 to 9"], lines)
@@ -104,10 +99,9 @@ def _dev(runs: Runs, options: Sequence[str]) -> str:
         for cells in zip(
             *(_cells(runs, option, seeds) for seeds in (SEEDS, CONFIRMING_SEEDS, MORE_SEEDS)), strict=True
         ):
-            lines.append([option, cells[0].train, cells[0].rows[0]["run"]["variant"]])
+            lines.append([option, cells[0].train, cells[0].variant])
             for cell in cells:
-                pairs = zip(cell.rows, cell.twins, strict=True) if cell.rows else ()
-                differences = [dev(row) - dev(twin) for row, twin in pairs]
+                differences = [dev(row) - dev(twin) for row, twin in cell.pairs()]
                 lines[-1].append(f"{statistics.mean(differences):+.4f}" if differences else "-")
     note = "Mean difference from the twins on dev, mean over the set's domains."
     heads = ["recipe", "training set", "variant", "seeds 0 to 4", "5 to 9", "20 to 29"]
@@ -116,7 +110,7 @@ def _dev(runs: Runs, options: Sequence[str]) -> str:
 
 def _selections(runs: Runs, recipes: Mapping[str, Sequence[Cell]]) -> str:
     lines = [
-        [option, cell.train, cell.rows[0]["run"]["variant"], *runs.selection(cell.rows, cell.train)]
+        [option, cell.train, cell.variant, *runs.selection(cell.rows, cell.train)]
         for option, cells in recipes.items()
         for cell in cells
     ]
@@ -127,7 +121,7 @@ def _pool(runs: Runs, cells: Sequence[Cell]) -> str:
     untuned = [runs.untuned["means"][f"{POOL}/{split}"] for split in POOL_SPLITS]
     lines = [["-", "untuned", *(f"{mean:.4f}" for mean in untuned)]]
     for cell in cells:
-        for rows in (cell.twins, cell.rows):
+        for rows in (cell.others, cell.rows):
             means = [statistics.mean(row["means"][f"{POOL}/{split}"] for row in rows) for split in POOL_SPLITS]
             marks = [" (below untuned)" if mean < base else "" for mean, base in zip(means, untuned, strict=True)]
             lines.append([cell.train, rows[0]["run"]["variant"]])
@@ -136,34 +130,20 @@ def _pool(runs: Runs, cells: Sequence[Cell]) -> str:
     return f"{table(['training set', 'variant', *POOL_SPLITS], lines)}\n\n{comparisons(found)}"
 
 
-def _together_on_the_pool(runs: Runs, recipes: Mapping[str, Sequence[Cell]]) -> str:
-    where = [f"{POOL}/{split}" for split in POOL_SPLITS]
-    found = []
-    for option, cells in recipes.items():
-        first, second = (
-            np.mean([runs.scores_of(rows, where) for rows in several], axis=0)
-            for several in ([cell.rows for cell in cells], [cell.twins for cell in cells])
-        )
-        found.append(("all", compare(option, "dense", first, second, "nDCG@10")))
-    return (
-        f"All settings and splits together, a query's value being its mean over the settings:\n\n{comparisons(found)}"
-    )
-
-
 def _time(recipes: Mapping[str, Sequence[Cell]]) -> str:
     note = (
         "Seconds of a training beside those of the twin of the same seed, median over seeds; 15 processes shared each "
-        "GPU and had a processor core each, where a training step waits for Python rather than for the GPU. Recipes "
+        "GPU and had a processor core each, where a training step waits for Python rather than for the GPU. Settings "
         "whose twins were trained in another call are left out."
     )
     lines = []
     for option, cells in recipes.items():
-        for train, variant, rows, twins in ((c.train, c.rows[0]["run"]["variant"], c.rows, c.twins) for c in cells):
-            if len({row["environment"]["commit"] for row in (*rows, *twins)}) > 1:
+        for cell in cells:
+            if len({row["environment"]["commit"] for pair in cell.pairs() for row in pair}) > 1:
                 continue
-            pairs = [(_seconds(row), _seconds(twin)) for row, twin in zip(rows, twins, strict=True)]
+            pairs = [(_seconds(row), _seconds(twin)) for row, twin in cell.pairs()]
             ratios = [own / other for own, other in pairs]
-            lines.append([option, train, variant, f"{statistics.median(other for _, other in pairs):.0f}"])
+            lines.append([option, cell.train, cell.variant, f"{statistics.median(other for _, other in pairs):.0f}"])
             lines[-1].append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     return f"{note}\n\n{table(['recipe', 'training set', 'variant', 'seconds of a twin', 'MAW / twin'], lines)}"
 

@@ -22,7 +22,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from choosing import (
@@ -39,8 +39,8 @@ from choosing import (
     Round,
     Unfinished,
     chosen,
-    default,
     dev,
+    final_default,
     tuned,
 )
 from data import DOMAINS
@@ -49,6 +49,7 @@ from recipes import (
     CANDIDATES,
     FINALISTS,
     FIRST_CHOICE,
+    LATER,
     LORA_CONTROLS,
     OPTIONS,
     RECIPES,
@@ -70,6 +71,7 @@ __all__ = [
     "Run",
     "alone",
     "confirmed",
+    "followed",
     "phase",
 ]
 
@@ -79,7 +81,7 @@ DRAWING = ("random", "logit-dropout")
 """Controls with noise of their own."""
 PHASES = (
     *("tuning", "main", "recipes", "default", "shortlist", "final", "finalists"),
-    *("controls", "options", "scratch", "confirmation", "candidates", "lora", "alone"),
+    *("controls", "options", "scratch", "candidates", "confirmation", "lora", "alone"),
 )
 RESTS_ON: dict[str, set[str]] = {
     "tuning": set(),
@@ -152,7 +154,8 @@ def phase(name: str, results: Results, *, strict: bool = False) -> list[Run]:
     }
     runs: list[Run] = []
     try:
-        runs.extend(makers[name](results))
+        for run in makers[name](results):  # those before one that cannot be planned are kept
+            runs.append(run)  # noqa: PERF402
     except Unfinished:
         if strict:
             raise
@@ -192,14 +195,19 @@ def _default(results: Results) -> Iterable[Run]:
 
 
 def _final(results: Results) -> Iterable[Run]:
-    option = chosen(results)
+    option = chosen(results, THIRD)
     yield from _pairs(results, THIRD, option)
     yield from _controls_of(results, THIRD, option, [name for name in CONTROLS if name != "literal"])
 
 
 def _finalists(results: Results) -> Iterable[Run]:
-    each = [_pairs(results, FOURTH, option) for option in FINALISTS]
-    for runs in zip(*each, strict=True):  # the long ones of all of them first
+    yield from _everywhere(results, FOURTH)
+
+
+def _everywhere(results: Results, stage: Round) -> Iterable[Run]:
+    """A round's recipes in every setting, the long ones of all of them first; their twins are there."""
+    each = [_pairs(results, stage, option) for option in stage.recipes]
+    for runs in zip(*each, strict=True):
         yield from (run for run in runs if run.option)
 
 
@@ -263,7 +271,7 @@ def _options(results: Results) -> Iterable[Run]:
         for option, maw in BEGUN_OPTIONS.items()
     ]
     yield from _finished(begun, results)
-    recipe = SHORTLIST[chosen(results)]
+    recipe = SHORTLIST[chosen(results, THIRD)]
     for train, seed in itertools.product(OPTIONS_ON, OPTIONS_SEEDS):
         settings = tuned(results, train, "full")
         yield Run("options", train, "dense-full", seed, **settings)
@@ -272,11 +280,13 @@ def _options(results: Results) -> Iterable[Run]:
 
 
 def _candidates(results: Results) -> Iterable[Run]:
-    for run, option in itertools.product(_pairs(results, FOURTH, chosen(results, FOURTH)), CANDIDATES):
-        if run.option:
-            yield replace(run, phase="candidates", maw=CANDIDATES[option], option=option)
+    yield from _everywhere(results, FIFTH)
+    try:
+        option = chosen(results, FIFTH)
+    except Unfinished:
+        return
     for controls in (("static", "ia3-key", "linear-gate", "logit-dropout"), ("random",)):
-        yield from _controls_of(results, FIFTH, chosen(results, FIFTH), controls)
+        yield from _controls_of(results, FIFTH, option, controls)
 
 
 def _lora(results: Results) -> Iterable[Run]:
@@ -292,20 +302,24 @@ def _confirmation(results: Results) -> Iterable[Run]:
         yield from _beside_a_twin(results, train, tuning, seed, options)
     # Ten more seeds where the fourth round's choice had a mean over .002 below its twin's with these.
     for tuning, seed in itertools.product(("full", "lora"), MORE_SEEDS):
-        yield from _beside_a_twin(results, "pydocs", tuning, seed, options[:2])
+        yield from _beside_a_twin(results, "pydocs", tuning, seed, followed(results))
 
 
 def _beside_a_twin(results: Results, train: str, tuning: str, seed: int, options: Sequence[str]) -> Iterable[Run]:
     settings = tuned(results, train, tuning)
     yield Run("confirmation", train, f"dense-{tuning}", seed, **settings)
     for option in options:
-        maw = {**SHORTLIST, **FINALISTS, **CANDIDATES}[option]
-        yield Run("confirmation", train, f"maw-{tuning}", seed, **settings, maw=maw, option=option)
+        yield Run("confirmation", train, f"maw-{tuning}", seed, **settings, maw=LATER[option], option=option)
 
 
 def confirmed(results: Results) -> tuple[str, ...]:
     """What runs again with new seeds: the default first, then the choices of the last rounds; all clipped apart."""
-    return tuple(dict.fromkeys((default(results), *(chosen(results, stage) for stage in (FIFTH, FOURTH, THIRD)))))
+    return tuple(dict.fromkeys((final_default(results), *(chosen(results, stage) for stage in (FIFTH, FOURTH, THIRD)))))
+
+
+def followed(results: Results) -> tuple[str, ...]:
+    """Those of them that get ten more seeds on pydocs: the default, and the default before."""
+    return confirmed(results)[:2]
 
 
 def alone(results: Results) -> dict[str, tuple[str, dict[str, Any]]]:

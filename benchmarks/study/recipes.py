@@ -14,6 +14,8 @@ __all__ = [
     "CANDIDATES",
     "FINALISTS",
     "FIRST_CHOICE",
+    "FIRST_LAYER_DROPOUT",
+    "LATER",
     "LORA_CONTROLS",
     "OPTIONS",
     "RECIPES",
@@ -102,14 +104,20 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     f"{name}; first layer": {**FINALISTS[name], "layers": [0]}
     for name in ("task-led, noise .0075", "task-led, tau .15, KL 300")
 }
-"""The option on pydocs that is best on dev, of two finalists: MAW in the first layer, where the weights share .034 nat
+"""Two finalists with the option that is best on dev on pydocs: MAW in the first layer, where the weights share .034 nat
 with the text."""
+
+LATER: dict[str, dict[str, Any]] = {**SHORTLIST, **FINALISTS, **CANDIDATES}
+
+FIRST_LAYER_DROPOUT = 0.00033
+"""As much noise on the logits of MiniLM's first layer as the candidates' depth noise makes there (measured as
+`maw.benchmark.variants.LOGIT_DROPOUT`)."""
 
 LORA_CONTROLS: dict[str, dict[str, Any]] = {
     "static": {"selection": "uniform"},
     "ia3-key": {"mechanism": "ia3-key"},
     "linear-gate": {"mechanism": "linear-gate"},
-    "logit-dropout": {"mechanism": "logit-dropout", "logit_dropout": 0.00033},
+    "logit-dropout": {"mechanism": "logit-dropout", "logit_dropout": FIRST_LAYER_DROPOUT},
 }
 """What turns a candidate into a control; the controls of `maw.benchmark.variants` are trained in full."""
 
@@ -171,6 +179,6 @@ def matched_dropout(recipe: Mapping[str, Any]) -> float:
     """
     settings = {**BEGAN, **recipe}
     if settings.get("layers") == [0]:
-        return 0.00033
+        return FIRST_LAYER_DROPOUT
     variance = 0.0129 * (5 * settings["noise"] / settings["tau"]) ** 2
     return round(variance / (1 + variance), 6)

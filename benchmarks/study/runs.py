@@ -14,7 +14,7 @@ from rows import Row, Scores
 
 from maw.benchmark.comparison import Comparison, compare
 
-__all__ = ["POOL_SPLITS", "SELECTION", "Cell", "Runs", "on_the_pool", "splits", "together"]
+__all__ = ["POOL_SPLITS", "SELECTION", "Cell", "Runs", "on_the_pool", "splits", "splits_of_the_pool", "together"]
 
 AMONG_QUERIES, AMONG_DOCUMENTS = (f"information of weights among {kind}, nat" for kind in ("queries", "documents"))
 POOL_SPLITS = ("dl19", "dl20", "dev")
@@ -66,8 +66,10 @@ class Runs:
         mean = statistics.mean(self.mean(row, train) for row in rows)
         return f"{mean:.4f}{' (below untuned)' if mean < self.mean(self.untuned, train) else ''}"
 
-    def compared(self, rows: Sequence[Row], others: Sequence[Row], splits: Sequence[str], name: str) -> Comparison:
-        """Pairs by seed; the queries of all splits together."""
+    def compared(
+        self, rows: Sequence[Row], others: Sequence[Row], splits: Sequence[str], name: str, against: str = ""
+    ) -> Comparison:
+        """Pairs by seed; the queries of all splits together. `against` is the others' name, if not their variant."""
         pairs = [{row["run"]["seed"]: row for row in some} for some in (rows, others)]
         if any(len(one) != len(some) for one, some in zip(pairs, (rows, others), strict=True)):
             raise SystemExit(f"{name}: a seed has two runs")
@@ -78,7 +80,7 @@ class Runs:
                 raise SystemExit(f"{name}: runs have other queries in {split}")
         first, second = (self.scores_of(some, splits) for some in both)
         mark = " *" if len({row["environment"]["device"] for some in both for row in some}) > 1 else ""
-        baseline = others[0]["run"]["variant"]
+        baseline = against or others[0]["run"]["variant"]
         return compare(name + mark, baseline, first, second, "nDCG@10", split=" ".join(splits))
 
     def scores_of(self, rows: Sequence[Row], splits: Sequence[str]) -> np.ndarray:
@@ -119,39 +121,63 @@ class Runs:
 
 
 class Cell(NamedTuple):
-    """One setting: a training set, runs on it, and their dense twins."""
+    """One setting: a training set, runs on it, and those that they are compared with, mostly their dense twins."""
 
     train: str
     rows: Sequence[Row]
-    twins: Sequence[Row]
+    others: Sequence[Row]
+
+    @property
+    def variant(self) -> str:
+        """That of the runs."""
+        return self.rows[0]["run"]["variant"]
+
+    def pairs(self) -> list[tuple[Row, Row]]:
+        """Runs of the same seed."""
+        others = {row["run"]["seed"]: row for row in self.others}
+        return [(row, others[row["run"]["seed"]]) for row in self.rows if row["run"]["seed"] in others]
+
+
+def splits_of_the_pool(_: str) -> list[str]:
+    """MS MARCO's pool, on which nothing was trained."""
+    return [f"{POOL}/{split}" for split in POOL_SPLITS]
 
 
 def together(
-    runs: Runs, cells: Mapping[str, Sequence[Cell]], seeds: Sequence[int], against: str = "dense"
+    runs: Runs,
+    cells: Mapping[str, Sequence[Cell]],
+    seeds: Sequence[int],
+    against: str = "dense",
+    asked: Callable[[str], Sequence[str]] = splits,
 ) -> list[str]:
-    """Each recipe against its twins over all settings; recipes that lack a seed somewhere are left out."""
+    """Each recipe against its twins over all settings; recipes that lack a seed somewhere are left out.
+
+    Args:
+        against: what the others are.
+        asked: the splits of a training set.
+    """
     found, means = [], []
     for option, own in cells.items():
         if any([row["run"]["seed"] for row in rows] != list(seeds) for cell in own for rows in cell[1:]):
             continue
         both: list[dict[str, list[np.ndarray]]] = [{}, {}]
         for cell in own:
-            for kept, rows in zip(both, (cell.rows, cell.twins), strict=True):
-                for split in splits(cell.train):
+            for kept, rows in zip(both, (cell.rows, cell.others), strict=True):
+                for split in asked(cell.train):
                     kept.setdefault(split, []).append(runs.scores_of(rows, [split]))
         first, second = (
             np.concatenate([np.mean(several, axis=0) for several in kept.values()], axis=1) for kept in both
         )
         found.append(("all", compare(option, against, first, second, "nDCG@10")))
         differences = [
-            runs.scores_of(cell.rows, splits(cell.train)).mean() - runs.scores_of(cell.twins, splits(cell.train)).mean()
+            runs.scores_of(cell.rows, asked(cell.train)).mean() - runs.scores_of(cell.others, asked(cell.train)).mean()
             for cell in own
         ]
         means.append([option, f"{statistics.mean(differences):+.4f}"])
     if not found:
         return []
     note = (
-        "Over all settings: a query's value is its mean over the four settings that ask it, and all queries count "
+        "Over all settings: a query's value is its mean over the settings that ask it, and all queries count "
         "alike. Below, the mean over settings, each of which counts alike."
     )
     return [f"{note}\n\n{comparisons(found)}", table(["recipe", "mean of the settings' differences"], means)]
@@ -161,7 +187,7 @@ def on_the_pool(runs: Runs, cell: Cell) -> list[tuple[str, Comparison]]:
     """A setting on MS MARCO's pool, on which nothing was trained."""
     found = []
     for names in (("dl19", "dl20"), ("dev",)):
-        name = f"{cell.rows[0]['run']['variant']} on {' and '.join(names)}"
+        name = f"{cell.variant} on {' and '.join(names)}"
         where = [f"{POOL}/{split}" for split in names]
-        found.append((cell.train, runs.compared(cell.rows, cell.twins, where, name)))
+        found.append((cell.train, runs.compared(cell.rows, cell.others, where, name)))
     return found

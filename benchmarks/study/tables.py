@@ -32,6 +32,7 @@ from choosing import (
     Unfinished,
     chosen,
     dev,
+    final_default,
     selecting,
     working,
 )
@@ -49,12 +50,6 @@ PREFACE = (
     "power .8. A row marked * compares runs of different machines."
 )
 
-ROUNDS = (
-    *(("second", SECOND, "default"), ("third", THIRD, "final")),
-    *(("fourth", FOURTH, "final"), ("last", FIFTH, "final")),
-)
-"""The rounds that chose a default, and the phase of its twins."""
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -66,7 +61,7 @@ def main() -> None:
     (asked.output / "tables.md").write_text(Study(rows, scores).tables(), encoding="utf-8")
 
 
-class Stage(NamedTuple):
+class Default(NamedTuple):
     """A default of the study, the phase of its runs, the option that MAW's runs have there, and their twins' phase."""
 
     name: str
@@ -108,14 +103,25 @@ class Study(Runs):
         parts += ["## Beside a frozen encoder", beside_a_frozen_encoder(self)]
         return "\n\n".join(parts) + "\n"
 
-    def _stages(self) -> list[Stage]:
+    def _stages(self) -> list[Default]:
         """The defaults that the study had, the last one first."""
-        chosen = {
-            option: Stage(f"the default that the {name} round chose, {option}", stage.everywhere, option, twins)
-            for name, stage, twins in ROUNDS
+        defaults = {
+            option: Default(
+                f"the default that the {name} round chose, {option}", stage.everywhere, option, stage.everywhere_twins
+            )
+            for name, stage in (("second", SECOND), ("third", THIRD), ("fourth", FOURTH), ("last", FIFTH))
             if (option := self.chosen[stage.tries]) and self.pick(phase=stage.everywhere, option=option)
+            if stage is not FIFTH or option == self.default
         }
-        return [*reversed(chosen.values()), Stage("the default as the study began", "main", "", "main")]
+        return [*reversed(defaults.values()), Default("the default as the study began", "main", "", "main")]
+
+    @property
+    def default(self) -> str | None:
+        """The default in the end."""
+        try:
+            return final_default(self.rows)
+        except Unfinished:
+            return None
 
     def _choice(self, stage: Round) -> str | None:
         """The recipe that a round chose; None where it is not finished."""
@@ -124,7 +130,7 @@ class Study(Runs):
         except Unfinished:
             return None
 
-    def _of(self, stage: Stage, train: str, variant: str) -> list[Row]:
+    def _of(self, stage: Default, train: str, variant: str) -> list[Row]:
         """A variant's rows. Twins and controls are those of every default of the phase."""
         own = {"option": stage.option} if variant in MAW else {}
         phase = stage.twins if variant.startswith("dense") else stage.phase
@@ -154,7 +160,7 @@ class Study(Runs):
 
     # Every variant of one phase
 
-    def _variants(self, stage: Stage) -> str:
+    def _variants(self, stage: Default) -> str:
         lines = []
         for train in SETS:
             total = f"{self.untuned['parameters']['total_parameters']:,}"
@@ -171,7 +177,7 @@ class Study(Runs):
         note = "On the test split of the training set's domain; `mixed` is the mean over four domains."
         return f"{note}\n\n{table(heads, lines)}"
 
-    def _differences(self, stage: Stage, pairs: Callable[..., Any], variants: Sequence[str]) -> str:
+    def _differences(self, stage: Default, pairs: Callable[..., Any], variants: Sequence[str]) -> str:
         found = []
         for train, variant in itertools.product(SETS, variants):
             rows, others = pairs(stage, train, variant)
@@ -179,14 +185,14 @@ class Study(Runs):
                 found.append((train, self.compared(rows, others, splits(train), rows[0]["run"]["variant"])))
         return comparisons(found)
 
-    def _twins(self, stage: Stage, train: str, variant: str) -> tuple[list[Row], list[Row]]:
+    def _twins(self, stage: Default, train: str, variant: str) -> tuple[list[Row], list[Row]]:
         twin = "dense-lora" if variant.endswith("lora") else "dense-full"
         return tuple(self._of(stage, train, name) for name in (variant, twin))
 
-    def _controls(self, stage: Stage, train: str, control: str) -> tuple[list[Row], list[Row]]:
+    def _controls(self, stage: Default, train: str, control: str) -> tuple[list[Row], list[Row]]:
         return tuple(self._of(stage, train, name) for name in ("maw-full", control))
 
-    def _out_of_domain(self, stage: Stage) -> str:
+    def _out_of_domain(self, stage: Default) -> str:
         lines, found = [], []
         means = [self.untuned["means"][f"{POOL}/{split}"] for split in POOL_SPLITS]
         lines.append(["-", "untuned", 1, *(f"{mean:.4f}" for mean in means)])
@@ -208,10 +214,10 @@ class Study(Runs):
         means_of_splits = table(["training set", "variant", "seeds", *POOL_SPLITS], lines)
         return f"{means_of_splits}\n\n{comparisons(found)}"
 
-    def _measured_there(self, stage: Stage, train: str, variant: str) -> list[Row]:
+    def _measured_there(self, stage: Default, train: str, variant: str) -> list[Row]:
         return [row for row in self._of(stage, train, variant) if f"{POOL}/dev" in row["means"]]
 
-    def _selections(self, stage: Stage, variants: Sequence[str] = (*MAW, "random", "literal")) -> str:
+    def _selections(self, stage: Default, variants: Sequence[str] = (*MAW, "random", "literal")) -> str:
         lines = []
         for train, variant in itertools.product(SETS, variants):
             rows = self._of(stage, train, variant)
@@ -237,7 +243,8 @@ class Study(Runs):
                     found.append((train, self.compared(rows, twins, splits(train), f"{variant}, {option}")))
         if not lines:
             return "Not yet run."
-        choice = self.chosen[stage.tries]
+        choice = self.default if stage is FIFTH else self.chosen[stage.tries]
+        otherwise = "that of the round before" if stage is FIFTH else "the best of all"
         named = [
             ", ".join(names) or "none"
             for names in (selecting(self.rows, stage), working(self.rows, stage) if choice else [])
@@ -245,7 +252,7 @@ class Study(Runs):
         note = (
             "Recipes whose selection works on dev (half of the depths alive in every run; on average over seeds .01 "
             f"nat in the weights and a gap under .001): {named[0]}. Of these at most .003 below the twin on dev: "
-            f"{named[1]}. The best of them on dev is the default; if there is none, the best of all: {choice or '-'}."
+            f"{named[1]}. The best of them on dev is the default; if there is none, {otherwise}: {choice or '-'}."
         )
         heads = ["training set", "variant", "recipe", "dev", "test", *SELECTION]
         return f"{note}\n\n{table(heads, lines)}\n\n{comparisons(found)}"
@@ -268,7 +275,7 @@ class Study(Runs):
     def _passed_over(self) -> list[str]:
         """Recipes that were run as a default before a rule or another recipe took their place."""
         run = {row["run"]["option"] for row in self.pick(phase="default") if row["run"]["variant"] in MAW}
-        stages = [Stage(name, "default", name, "default") for name in sorted(run - {self.chosen[SECOND.tries]})]
+        stages = [Default(name, "default", name, "default") for name in sorted(run - {self.chosen[SECOND.tries]})]
         if not stages:
             return []
         parts = ["### Recipes that were run as a default and passed over"]

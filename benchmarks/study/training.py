@@ -105,7 +105,7 @@ def do_run(run: Run, asked: argparse.Namespace, device: torch.device) -> None:
 
 
 def everywhere(run: Run) -> bool:
-    """Whether a run is measured elsewhere, too; of the last round, the twins and what the third round chose."""
+    """Whether a run is measured elsewhere, too; of `final`, the twins and what the third round chose."""
     if run.phase == "final":
         return run.variant not in CONTROLS and run.option in ("", *SHORTLIST)
     return run.phase in ("main", "default", "confirmation")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertModel
 
 import maw
@@ -96,3 +98,24 @@ def test_a_copy_after_a_step_is_independent():
     step(model)
     assert not torch.equal(hidden(model), expected)
     assert torch.equal(hidden(twin), expected)
+
+
+@pytest.mark.parametrize("layer", [0, -1])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_from_tokens_on_every_trained_part_gets_the_same_gradient(reentrant, layer):
+    """Nothing below the first layer is trained, so that what it is given has no gradient of its own."""
+
+    def gradients(checkpointing):
+        model = adapted(layers=[layer], auxiliary_weight=1.0).train()
+        if checkpointing:
+            model.enable_input_require_grads()
+            model._set_gradient_checkpointing(True, functools.partial(checkpoint, use_reentrant=reentrant))
+        torch.manual_seed(3)
+        model(input_ids=TOKENS).last_hidden_state.square().sum().backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert any("policy_network" in name for name in plain)
+    assert any("lora_" in name for name in plain)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
