@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -119,6 +119,13 @@ def test_finished_runs_of_the_study_are_in_its_plan(plan):
     names = {run.name for name in plan.PHASES for run in plan.phase(name, rows)}
     left = {row["name"] for row in rows} - names
     assert not left, sorted(left)[:3]
+
+
+def test_the_defaults_are_those_that_the_study_chose(plan, modules):
+    rows = json.loads((RESULTS / "runs.json").read_text(encoding="utf-8"))["runs"]
+    recipe = modules["recipes"].LATER[plan.final_default(rows)]
+    chosen = modules["training"].maw_config(plan.Run("candidates", "mixed", "maw-full", 0, maw=recipe))
+    assert replace(chosen, logit_dropout=maw.MAWConfig().logit_dropout) == maw.MAWConfig()
 
 
 def test_scores_that_were_changed_are_noticed(modules, tmp_path):
