@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from families import CAUSAL, HOSTS, LENGTH, MASK, TOKENS, attach, build, hidden, stir
+from families import CAUSAL, HOSTS, LENGTH, MASK, TOKENS, WINDOWED, attach, build, hidden, stir
 from transformers import AutoModel
 
 import maw
@@ -225,15 +225,18 @@ def test_one_layer_equals_the_reference_computed_from_its_own_tensors(name):
     torch.testing.assert_close(output.transpose(1, 2), expected, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("place", [0, 1])
 @pytest.mark.parametrize("name", [*CAUSAL, "mpnet"])
-def test_one_layer_equals_the_steps_with_the_hosts_own_mask_and_bias(name):
+def test_one_layer_equals_the_steps_with_the_hosts_own_mask_and_bias(name, place):
     """The reference's mask is (B,K): here its logits get the host's mask, or MPNet's bias, before the softmax."""
-    model = stir(attach(build(name, "eager"), layers=[-1]))
+    model = stir(attach(build(name, "eager"), layers=[place]))
     bias, hosts_mask = 0.0, torch.ones(7, 7, dtype=torch.bool)
     if name == "mpnet":
         bias = model.backbone.encoder.compute_position_bias(torch.zeros(2, 7, 24)).detach()
     else:
         hosts_mask = hosts_mask.tril()
+        if getattr(model.backbone.config, "layer_types", ["full_attention"] * 2)[place] == "sliding_attention":
+            hosts_mask = hosts_mask.triu(1 - WINDOWED["sliding_window"])
     layer, (query, key, value, mask), (output, attention) = _watched(model)
     key, value = (repeat_heads(part, query.shape[1]) for part in (key, value))
     weight = layer.weights(token_mean(query, mask))
@@ -241,8 +244,8 @@ def test_one_layer_equals_the_steps_with_the_hosts_own_mask_and_bias(name):
         query, key, value, layer.query_views, layer.key_views, weight, constant=layer.constant, scale=layer.scale
     )
     allowed = mask[:, None, None, :] & hosts_mask
-    expected = (steps.logit + bias).masked_fill(~allowed, -torch.inf).softmax(dim=-1)
     token = mask[:, None, :, None]
+    expected = (steps.logit + bias).masked_fill(~(allowed & token), -torch.inf).softmax(dim=-1).nan_to_num()
     torch.testing.assert_close(attention * token, expected * token, atol=2e-5, rtol=1e-5)
     output = output if name == "mpnet" else output.transpose(1, 2)
     torch.testing.assert_close(output * token, expected @ value * token, atol=2e-4, rtol=1e-4)
