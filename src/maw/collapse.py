@@ -30,8 +30,9 @@ Level: TypeAlias = Literal["alarm", "note"]
 
 WINDOW = 10
 """Steps whose mean is judged: a single batch may be odd. It is also the first step at which anything is judged."""
-PATIENCE = 50
-"""Steps before a policy that is still uniform is worth a note: it starts uniform."""
+PATIENCE, PATIENT_SHARE = 50, 0.25
+"""A policy that is still uniform is worth a note after so many steps and this share of the training: it starts uniform,
+and in a long training may learn late."""
 
 USAGES = {"depth_usage": "policy", "weight_usage": "depth weight"}
 """The vectors among a layer's statistics, and what they are means of."""
@@ -112,7 +113,7 @@ def _finding(name: str, seen: str, threshold: str, *, level: Level = "alarm", la
 
 
 def selector_findings(
-    statistics: Mapping[str, float | Tensor], *, step: int, layer: int | None = None
+    statistics: Mapping[str, float | Tensor], *, step: int, steps: int = 0, layer: int | None = None
 ) -> list[Finding]:
     """What the statistics of one layer's selector say.
 
@@ -123,6 +124,7 @@ def selector_findings(
     Args:
         statistics: as `maw.DepthAttention.collect` returns them, or means of several.
         step: training steps so far; a policy starts uniform, which is no finding before step `PATIENCE`.
+        steps: those of the whole training, if they are known: nor is it in their first quarter.
         layer: goes into the findings.
 
     Returns:
@@ -156,9 +158,10 @@ def selector_findings(
         return [_finding("constant reward", *constant, layer=layer)]
     entropy = value["policy_entropy"]
     information = max(value[name] for name in ("depth_information", "weight_information") if name in value)
-    if step >= PATIENCE and entropy >= HEDGING_ENTROPY and information < HEDGING_INFORMATION:
+    patience = max(PATIENCE, math.ceil(PATIENT_SHARE * steps))
+    if step >= patience and entropy >= HEDGING_ENTROPY and information < HEDGING_INFORMATION:
         seen = f"policy entropy {entropy:.3f} of its largest, and depth and text share {information:.4f} nat"
-        threshold = f"at least {HEDGING_ENTROPY}, and below {HEDGING_INFORMATION} nat, from step {PATIENCE} on"
+        threshold = f"at least {HEDGING_ENTROPY}, and below {HEDGING_INFORMATION} nat, from step {patience} on"
         return [_finding("uniform hedging", seen, threshold, level="note", layer=layer)]
     return []
 
@@ -229,8 +232,8 @@ class Watch:
         self.found = {(finding.name, finding.layer): finding for finding in found}
         self.histories: dict[int, deque[tuple[int, Mapping[str, Any]]]] = {}
 
-    def selectors(self, step: int, statistics: Sequence[Mapping[str, Any]]) -> list[Finding]:
-        """Take in the statistics of all MAW layers at one step.
+    def selectors(self, step: int, statistics: Sequence[Mapping[str, Any]], *, steps: int = 0) -> list[Finding]:
+        """Take in the statistics of all MAW layers at one step of a training of `steps`, if that is known.
 
         Returns:
             the findings that are new.
@@ -245,7 +248,7 @@ class Watch:
                 continue
             columns = {name: [torch.as_tensor(values[name]) for _, values in history] for name in latest}
             means = {name: torch.stack(values).float().mean(dim=0).cpu() for name, values in columns.items()}
-            new += selector_findings(means, step=step, layer=layer)
+            new += selector_findings(means, step=step, steps=steps, layer=layer)
         return self._keep(step, new)
 
     def probed(self, step: int, probe: Mapping[str, Any]) -> list[Finding]:

@@ -374,6 +374,14 @@ def test_weights_that_are_sharper_than_the_policy_are_what_is_judged(changes, ex
     assert all("mean depth weight" in finding.seen for finding in found if finding.level == "alarm")
 
 
+@pytest.mark.parametrize(("steps", "first"), [(0, 50), (120, 50), (399, 100), (1360, 340)])
+def test_hedging_is_judged_when_a_quarter_of_the_training_is_over(steps, first):
+    calm, watch = statistics(policy_entropy=0.999, depth_information=0.0004), Watch()
+    named = [step for step in range(1, 400) if watch.selectors(step, [calm], steps=steps)]
+    assert named == [first]
+    assert f"from step {first} on" in watch.found["uniform hedging", 0].threshold
+
+
 def test_a_single_depth_and_no_statistics_have_no_findings():
     assert selector_findings(statistics(depth_usage=[1.0], policy_entropy=0.0), step=99) == []
     assert selector_findings({}, step=99) == []

@@ -222,7 +222,7 @@ class Trainer(SentenceTransformerTrainer):
                 entry[name] = [[round(share, 6) for share in layer] for layer in usage]
         if data:
             entry["data"] = data
-        found = self.watch.selectors(self.state.global_step, statistics)
+        found = self.watch.selectors(self.state.global_step, statistics, steps=self.state.max_steps)
         if "loss" in logs and self._probe_is_due():
             found += self.probe()
         self._write(entry, found)
