@@ -51,7 +51,7 @@ SMALL = ("--epochs", 1, "--batch-size", 8, "--max-length", 24)
 
 def test_fine_tune(run, tmp_path):
     printed = run("fine_tune", small_folder(tmp_path / "data"), "--output", tmp_path / "model", *SMALL)
-    assert "MAW in encoder.layer.5" in printed
+    assert "MAW in encoder.layer.0" in printed
     assert re.search(r"nDCG@10 +untuned \.?\d\S+ +tuned \d", printed)
     assert (tmp_path / "model" / "modules.json").is_file()
 

@@ -180,7 +180,7 @@ def test_values_for_json_are_the_same(found):
 @pytest.mark.parametrize(
     ("texts", "settings", "message"),
     [
-        (["a"], {"layer": 3}, "layer 3 has no MAW: in this model 1, 5 of 6"),
+        (["a"], {"layer": 3}, "layer 3 has no MAW: of layers 0 to 5 these have it: 1, 5"),
         (["a"], {"layer": 6}, "layer must be -6 to 5, got 6"),
         (["a"], {"head": 12}, "head must be 0 to 11, or mean, got 12"),
         (["a"], {"depths": 0}, "depths must be 1 to 12, got 0"),
