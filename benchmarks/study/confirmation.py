@@ -1,4 +1,4 @@
-"""Tables of what was trained again with seeds that no choice saw."""
+"""Tables of what was trained again with seeds by which nothing was chosen."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def confirmation(runs: Runs) -> list[str]:
     if not all(cell.rows and cell.others for cells in new.values() for cell in cells):
         return []
     both = followed(runs.rows)
-    parts = ["## The default and what came before it again, with seeds that no choice saw"]
+    parts = ["## The default and what came before it again, with seeds by which nothing was chosen"]
     parts += ["The default first; all with the gradients of encoder and MAW clipped apart. Seeds 5 to 9:"]
     parts += _each(options, lambda option: _compared(runs, new[option]))
     parts += ["### All settings together, seeds 5 to 9", *together(runs, new, CONFIRMING_SEEDS)]

@@ -10,7 +10,7 @@ final       the one of these that is best on dev, in the same way, beside dense 
 finalists   on every set beside the same twins: that one and a few more, of which one is the default in the end
 options     changes of the third round's choice, on one training set
 scratch     a small encoder that was never trained: its twin's learning rate, then MAW
-confirmation    the last three rounds' choices on every set with seeds that no choice saw
+confirmation    the last three rounds' choices on every set with seeds by which nothing is chosen
 candidates  what the options suggest, on every set beside the twins of `final`; the best of them beside controls
 lora        controls with LoRA, where the best of the candidates is above its twin
 alone       the encoder frozen: MAW, controls, or the last layer's query and key projections trained on their own
