@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from measuring import add_arguments, finish
+from ranked import METRIC, ranked
 from sentence_transformers import SentenceTransformer
 
 import maw
@@ -23,13 +24,9 @@ from maw.commands import quiet_libraries
 from maw.hf.attach import maw_layers
 from maw.module import DepthAttention
 from maw.retrieval.data.loading import load_dataset
-from maw.retrieval.evaluation.measures import evaluate
 from maw.retrieval.models import load_encoder
-from maw.retrieval.ranking.runs import rank_documents
-from maw.retrieval.ranking.search import search
 
 LENGTH = 64
-METRIC = "nDCG@10"
 NOISE = {"tau": 1.0, "noise": 0.2}
 """A weight's standard deviation is 26 % of it."""
 
@@ -47,19 +44,6 @@ def switch_to_training(layer: DepthAttention, _: Any) -> None:
     layer.train()
 
 
-def encoded(model: SentenceTransformer, data: Any) -> tuple[torch.Tensor, np.ndarray]:
-    """The test queries' vectors and their nDCG@10."""
-    queries, _ = data.evaluation_split("test")
-    vectors = [
-        model.encode(list(texts.values()), convert_to_tensor=True, show_progress_bar=False)
-        for texts in (queries, data.documents)
-    ]
-    score, place = search(*vectors, 20)
-    run = rank_documents(list(queries), list(data.documents), score, place)
-    values = evaluate(data.judgements("test"), run, [METRIC]).per_query[METRIC]
-    return vectors[0], np.array([values[query] for query in queries])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
@@ -68,13 +52,13 @@ def main() -> None:
     quiet_libraries()
     device = torch.device(asked.device)
     data = load_dataset("pydocs").subset(documents=2500, test_queries=700, train_pairs=100, dev_queries=20)
-    quiet, scores = encoded(encoder(0, device, noisy=False), data)
+    quiet, scores = ranked(encoder(0, device, noisy=False), data)
     print(f"without noise: {METRIC} {scores.mean():.4f}", flush=True)
     rows = {}
     for layer in range(6):
         model = encoder(layer, device, noisy=True)
         torch.manual_seed(0)
-        found = [encoded(model, data) for _ in range(asked.draws)]
+        found = [ranked(model, data) for _ in range(asked.draws)]
         change = np.mean([own - scores for _, own in found], axis=0)
         rows[f"layer {layer}"] = {
             "distance": float(np.mean([float((own - quiet).norm(dim=1).mean()) for own, _ in found])),

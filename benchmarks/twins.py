@@ -17,24 +17,20 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from measuring import add_arguments, finish
+from ranked import METRIC, ranked
 
 import maw
 from maw import module
 from maw.commands import quiet_libraries
 from maw.random_numbers import drawing_apart
 from maw.retrieval.data.loading import load_dataset
-from maw.retrieval.evaluation.measures import evaluate
 from maw.retrieval.models import load_encoder
-from maw.retrieval.ranking.runs import rank_documents
-from maw.retrieval.ranking.search import search
 from maw.retrieval.training.fine_tuning import train
 from maw.retrieval.training.settings import TrainingSettings
 
 LENGTH, BATCH = 32, 64
-METRIC = "nDCG@10"
 RECIPE = {
     "tau": 10.0, "noise": 1.0, "kl_weight": 1.0, "learning_rate": 1e-4, "calibrate": False, "depth_baseline": False,
     "layers": [-1],
@@ -61,15 +57,7 @@ def trained(data: Any, device: torch.device, seed: int, *, with_maw: bool, apart
     with tempfile.TemporaryDirectory() as folder:
         train(model, data, Path(folder), settings)
     model.eval()
-    queries, _ = data.evaluation_split("test")
-    vectors = [
-        model.encode(list(texts.values()), convert_to_tensor=True, show_progress_bar=False)
-        for texts in (queries, data.documents)
-    ]
-    score, place = search(*vectors, 20)
-    run = rank_documents(list(queries), list(data.documents), score, place)
-    values = evaluate(data.judgements("test"), run, [METRIC]).per_query[METRIC]
-    return vectors[0], np.array([values[query] for query in queries])
+    return ranked(model, data)
 
 
 def main() -> None:
