@@ -86,7 +86,7 @@ def _say_plan(
     work: Path,
 ) -> None:
     """What would be trained, on what, for how long, and where it would go."""
-    from maw.benchmark.plan import texts_per_second, training_seconds
+    from maw.benchmark.plan import rollout_forwards, texts_per_second, training_seconds
     from maw.benchmark.tuning import prepare
     from maw.retrieval.processes import processes
     from maw.retrieval.training.fine_tuning import count_parameters
@@ -97,7 +97,8 @@ def _say_plan(
         raise MAWError(
             f"{dataset.name} has {pairs} training pairs, fewer than one batch of {batch}: lower --batch-size"
         )
-    seconds = training_seconds(dataset, settings, variant, texts_per_second(model, dataset)) / together
+    more = rollout_forwards(variant.maw_config(command.maw.values()), model)
+    seconds = training_seconds(dataset, settings, variant, texts_per_second(model, dataset), more) / together
     prepare(model, variant, command.maw.values(), settings)
     parameters = count_parameters(model)
     whole, trained = parameters["total_parameters"], parameters["trainable_parameters"]

@@ -25,6 +25,7 @@ __all__ = [
     "estimate_seconds",
     "evaluation_splits",
     "planned_runs",
+    "rollout_forwards",
     "texts_per_second",
     "training_seconds",
     "training_settings",
@@ -152,13 +153,27 @@ def estimate_seconds(
             continue
         total += (len(dataset.documents) + queries) / rate
         if run.variant.tuning is not None:
-            total += training_seconds(dataset, training_settings(benchmark, run), run.variant, rate)
+            more = rollout_forwards(run.variant.maw_config(benchmark.maw), model)
+            total += training_seconds(dataset, training_settings(benchmark, run), run.variant, rate, more)
             if run.variant.recipe is not None:  # its depth usage is looked at
                 total += (min(TEXTS, queries) + min(TEXTS, len(dataset.documents))) / rate
     return total
 
 
-def training_seconds(dataset: RetrievalDataset, settings: TrainingSettings, variant: Variant, rate: float) -> float:
+def rollout_forwards(config: MAWConfig | None, model: SentenceTransformer) -> float:
+    """Forwards a trained text takes more with the retrieval reward: G, of the layers from the first with MAW up."""
+    from maw.hf.hosts import family_of
+
+    if config is None or config.reward == "entropy":
+        return 0.0
+    host: Any = model[0].model
+    count = len(host.get_submodule(family_of(host).layers))
+    return config.group_size * (1 - config.layer_indices(count)[0] / count)
+
+
+def training_seconds(
+    dataset: RetrievalDataset, settings: TrainingSettings, variant: Variant, rate: float, rollouts: float = 0.0
+) -> float:
     """How long a training will take here in one process, without finding hard negatives.
 
     Args:
@@ -166,13 +181,14 @@ def training_seconds(dataset: RetrievalDataset, settings: TrainingSettings, vari
         settings: how.
         variant: what; one that is not trained takes no time.
         rate: texts the encoder takes in a second (`texts_per_second`).
+        rollouts: forwards a trained text takes more (`rollout_forwards`).
     """
     if variant.tuning is None:
         return 0.0
     pairs = len(dataset.training_pairs(settings.positives_per_query, settings.seed))
     trained = (2 + settings.hard_negatives) * pairs * settings.epochs
     forwards = _FORWARDS_PER_TRAINED_TEXT[variant.tuning] + (settings.mini_batch_size is not None)
-    total = trained * forwards / rate + _SECONDS_PER_TUNED_RUN
+    total = trained * (forwards + rollouts) / rate + _SECONDS_PER_TUNED_RUN
     if dataset.dev_split is not None:
         dev = min(settings.dev_documents, len(dataset.documents)) + len(dataset.judgements(dataset.dev_split))
         total += settings.epochs * dev / rate
