@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import doctest
 import io
 import re
 import subprocess
@@ -70,9 +69,3 @@ def test_nothing_is_shown_where_nobody_looks(capsys):
 def test_it_is_as_light_as_what_uses_it():
     code = "import sys, maw.progress; sys.exit('rich' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
-
-
-def test_the_examples_run():
-    result = doctest.testmod(progress)
-    assert result.attempted
-    assert not result.failed

@@ -108,6 +108,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 with the text."""
 
 LATER: dict[str, dict[str, Any]] = {**SHORTLIST, **FINALISTS, **CANDIDATES}
+"""All recipes since MAW draws apart from dropout."""
 
 FIRST_LAYER_DROPOUT = 0.00033
 """As much noise on the logits of MiniLM's first layer as the candidates' depth noise makes there (measured as

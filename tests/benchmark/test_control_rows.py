@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import growing
@@ -12,6 +13,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 import maw
+from maw.benchmark.plan import Benchmark
 from maw.benchmark.variants import LOGIT_DROPOUT, VARIANTS
 from maw.cli import main
 from maw.controls import CONTROLS
@@ -82,6 +84,9 @@ def test_the_literal_recipe_keeps_its_layer_unless_one_is_named():
     assert VARIANTS["literal"].maw_config(MAWOptions().values()).layers == (-1,)
     assert VARIANTS["literal"].maw_config(MAWOptions(maw_layers="0,2").values()).layers == (0, 2)
     assert VARIANTS["maw-full"].maw_config(MAWOptions().values()) == maw.MAWConfig()
+    given = (MAWOptions(), MAWOptions(maw_layers="0"), MAWOptions(maw_layers="-1"))
+    folders = [Benchmark(maw=options.values()).identity() for options in given]
+    assert [one["literal_layers"] for one in folders] == [[-1], [0], [-1]], "a folder holds one of them"
 
 
 def test_other_ways_to_name_a_control_that_do_not_exist_are_refused(tiny_model, toy_data, tmp_path, capsys):
@@ -91,17 +96,22 @@ def test_other_ways_to_name_a_control_that_do_not_exist_are_refused(tiny_model, 
 
 
 @pytest.mark.parametrize(
-    ("tau", "noise", "share"),
-    [(5.0, 1.0, 0.03), (10.0, 1.0, 0.006), (DEFAULT.tau, DEFAULT.noise, LOGIT_DROPOUT)],
+    ("place", "tau", "noise", "share"),
+    [
+        (0, DEFAULT.tau, DEFAULT.noise, LOGIT_DROPOUT),
+        (-1, DEFAULT.tau, DEFAULT.noise, 0.00015),
+        (-1, 5.0, 1.0, 0.013),
+        (-1, 10.0, 1.0, 0.0026),
+    ],
 )
-def test_logit_dropout_is_matched_to_the_noise_of_depths_on_real_text(tau, noise, share):
+def test_logit_dropout_is_matched_to_the_noise_of_depths_on_real_text(place, tau, noise, share):
     """The variance of depth noise on a logit, less the mean over keys, over the mean square logit is p / (1 - p)."""
     file = Path(os.environ.get("MAW_DATA", "")) / "msmarco-passage-pool" / "corpus.jsonl"
     if "MAW_DATA" not in os.environ or not file.is_file():
         pytest.skip("MAW_DATA has no msmarco-passage-pool: name the folder that holds it")
     lines = file.read_text(encoding="utf-8").splitlines()[::1500][:24]
     model = load_encoder("packaged", device=choose_device("cpu"), max_length=128)
-    maw.attach(model, DEFAULT)
+    maw.attach(model, replace(DEFAULT, layers=[place]))
     (layer,) = maw_layers(model)
     seen = []
     layer.register_forward_pre_hook(lambda _, given, __: seen.append(given), with_kwargs=True)

@@ -15,6 +15,8 @@ from maw.benchmark.variants import VARIANTS
     [
         ({}, 0.0),
         ({"reward": "retrieval"}, 8.0),
+        ({"reward": "retrieval", "selection": "uniform"}, 0.0),
+        ({"reward": "retrieval", "mechanism": "linear-gate"}, 0.0),
         ({"reward": "sum", "layers": [-1]}, 4.0),
         ({"reward": "retrieval", "layers": "all", "group_size": 3}, 3.0),
     ],

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import base64
-import doctest
 import io
 import json
 import re
@@ -14,7 +13,7 @@ from rich.console import Console
 
 import maw
 from maw.cli import main
-from maw.display import heatmap, terminal, wording
+from maw.display import wording
 from maw.display.heatmap import COLOURS, heat_map
 from maw.display.page import render_page
 from maw.display.pictures import save_pictures
@@ -164,11 +163,6 @@ def test_pictures_are_whole_files(found, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(MAWError, match="--png wants a folder"):
         save_pictures(found, tmp_path / "file")
-
-
-@pytest.mark.parametrize("module", [heatmap, terminal, wording])
-def test_examples_run(module):
-    assert doctest.testmod(module).failed == 0
 
 
 def test_the_command_writes_what_was_asked_for(folder, tmp_path, capsys):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from maw.benchmark.variants import DEFAULT, Variant, choose_variants
+from maw.benchmark.variants import DEFAULT, VARIANTS, Variant, choose_variants
 from maw.config import MAWConfig
 from maw.errors import MAWError
 
@@ -69,6 +69,12 @@ class Benchmark:
         if self.preset not in PRESETS:
             raise MAWError(f"preset must be one of {', '.join(PRESETS)}, got {self.preset!r}")
 
+    @property
+    def _literal_layers(self) -> Any:
+        """A recipe keeps its own layers unless some are given, which `MAWConfig(**self.maw)` does not tell."""
+        config = VARIANTS["literal"].maw_config(self.maw)
+        return None if config is None else config.to_dict()["layers"]
+
     def identity(self) -> dict[str, Any]:
         """What must be the same for a started folder to be gone on with; variants and seeds may grow."""
         return {
@@ -77,6 +83,7 @@ class Benchmark:
             "model": self.model,
             "preset": self.preset,
             "maw": MAWConfig(**self.maw).to_dict(),
+            "literal_layers": self._literal_layers,
             "training": {
                 name: [str(file) for file in value] if name == "negative_files" else value
                 for name, value in self.training.items()
@@ -164,7 +171,7 @@ def rollout_forwards(config: MAWConfig | None, model: SentenceTransformer) -> fl
     """Forwards a trained text takes more with the retrieval reward: G, of the layers from the first with MAW up."""
     from maw.hf.hosts import family_of
 
-    if config is None or config.reward == "entropy":
+    if config is None or config.mechanism != "maw" or config.selection == "uniform" or config.reward == "entropy":
         return 0.0
     host: Any = model[0].model
     count = len(host.get_submodule(family_of(host).layers))

@@ -15,7 +15,6 @@ from toys import encoder, small_disk
 from maw.cli import main
 from maw.errors import MAWError
 from maw.retrieval.data.dataset import RetrievalDataset
-from maw.retrieval.evaluation import assessment as module
 from maw.retrieval.evaluation.assessment import assess_model, assess_run, dense_rankings, write_per_query
 from maw.retrieval.evaluation.measures import DEFAULT_MEASURES, default_measures, evaluate
 from maw.retrieval.ranking.bm25 import bm25_run
@@ -327,9 +326,3 @@ def test_published_runs_as_typed(track: str, capsys: pytest.CaptureFixture) -> N
     assert ndcg("bm25", "--dataset", f"beir:{pool}", "--split", track) == PUBLISHED[track]["bm25"]
     assert "judgements name documents that beir:" in said[-1]
     assert "R(rel=2)@1000" in said[-1]
-
-
-def test_the_examples_run() -> None:
-    import doctest
-
-    assert doctest.testmod(module).failed == 0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import doctest
 import gzip
-import importlib
 import json
 import os
 import shutil
@@ -479,10 +477,3 @@ def test_what_cannot_fit_is_refused_before_it_is_begun(model, made, tmp_path, mo
     monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((*real[:2], real[2], 0, 1, *real[5:])))
     with pytest.raises(MAWError, match=r"the vectors of 23 documents need 4,416 bytes, but .* has room for"):
         encode_corpus(model, made / "corpus.jsonl", tmp_path / "vectors", EncodingSettings(dtype="float32"))
-
-
-@pytest.mark.parametrize("name", ["aside", "models", "vectors.ahead", "vectors.plan"])
-def test_the_examples_run(name):
-    result = doctest.testmod(importlib.import_module(f"maw.retrieval.{name}"))
-    assert result.attempted
-    assert not result.failed
