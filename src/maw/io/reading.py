@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, cast
 
 from maw.errors import MAWError
@@ -31,7 +31,7 @@ def open_text(path: str | os.PathLike[str]) -> IO[bytes]:
     Raises:
         OSError, EOFError, zlib.error: it cannot be opened, or is a damaged gzip file; `text_lines` says it in words.
     """
-    raw = Path(path).open("rb", buffering=2**20)  # noqa: SIM115 (the caller closes it)
+    raw = io.BufferedReader(io.FileIO(path), buffer_size=2**20)
     try:
         # a gzip file is never UTF-8 text: 0x8b is no first byte of a character
         packed = raw.peek(2)[:2] == _GZIP
@@ -53,6 +53,7 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
         MAWError: it cannot be opened or read, or it is a damaged gzip file.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> file = Path(tempfile.mkdtemp()) / "run.gz"
     >>> _ = file.write_bytes(gzip.compress(BYTE_ORDER_MARK + b"q1 Q0 d1 1 2.5 tag"))
     >>> list(text_lines(file))
@@ -63,7 +64,7 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
 
 @contextmanager
-def saying_what_cannot_be_read(path: str | os.PathLike[str]) -> Iterator[None]:
+def saying_what_cannot_be_read(path: str | os.PathLike[str]) -> Generator[None]:
     """Turn what reading a file raises into sentences; the body must do nothing but read `path`."""
     try:
         yield
