@@ -241,6 +241,7 @@ ROOMS = [
             "functional",
             "grpo",
             "interpolation",
+            "io",
             "kernels",
         ),
         *("operations", "random_numbers", "records", "reference", "rewards", "selector", "shapes", "views"),
@@ -255,7 +256,7 @@ ROOMS = [
     {"__main__", "cli", "commands", "help", "options", "output", "train_command", "vector_commands", "vector_options"},
 ]
 LIGHT = {"torch", "numpy", "jaxtyping"}
-EXTRA = {"kernels": {"triton"}}
+EXTRA = {"io": {"filelock"}, "kernels": {"triton"}}
 # `maw/__init__.py` and what it needs to register a model type reach everything, lazily.
 ENTRANCES = {"__init__", "_registration"}
 
