@@ -99,7 +99,7 @@ def test_defaults_are_those_of_method_section_4():
     assert config.layers == (0,)
     assert (config.depth, config.views, config.selection) == (64, "auto", "gumbel")
     assert (config.tau, config.noise) == (0.3, 0.0075)
-    assert (config.group_size, config.advantage, config.reward) == (8, "std", "entropy")
+    assert (config.group_size, config.advantage, config.reward) == (8, "leave-one-out", "entropy")
     assert (config.auxiliary_weight, config.value_weight, config.kl_weight) == (0.03, 0.5, 1.0)
     assert (config.calibrate, config.depth_baseline) == (True, True)
     assert (config.learning_rate, config.mechanism, config.tau_start) == (3e-4, "maw", None)

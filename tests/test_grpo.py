@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maw import grpo
+from maw.config import MAWConfig
 
 DEPTH = 7
 
@@ -395,3 +397,48 @@ def test_a_group_of_one_has_no_baseline_of_depths():
         for baseline in (False, True)
     )
     assert one.loss.equal(other.loss)
+
+
+# What scaling by the standard deviation does to the direction, all groups enumerated
+
+
+def expected_update(policy, rewards, scaling, group):
+    """E over all groups of 1/G sum_m A_m (e_{d_m} - pi), the mean step of the logits, by enumeration."""
+    arms = len(policy)
+    index = torch.tensor(list(itertools.combinations_with_replacement(range(arms), group)))  # the order is no matter
+    counts = (index[:, :, None] == torch.arange(arms)).sum(dim=1)
+    orders = math.lgamma(group + 1) - torch.lgamma(counts.double() + 1).sum(dim=-1)
+    probability = (orders + (counts * policy.log()).sum(dim=-1)).exp()
+    torch.testing.assert_close(probability.sum(), torch.ones((), dtype=policy.dtype))
+    advantages = grpo.group_advantages(rewards[index], scaling)
+    step = torch.zeros(len(index), arms, dtype=policy.dtype).scatter_add_(1, index, advantages) / group
+    step = step - advantages.mean(dim=-1, keepdim=True) * policy
+    return probability @ step
+
+
+def test_std_raises_an_arm_that_the_exact_gradient_lowers():
+    policy = torch.tensor([0.5, 0.45, 0.05], dtype=torch.float64)
+    rewards = torch.tensor([0.0, 1.0, 20.0], dtype=torch.float64)
+    exact = policy * (rewards - policy @ rewards)
+    assert float(exact[1]) == pytest.approx(-0.2025)
+    torch.testing.assert_close(expected_update(policy, rewards, "leave-one-out", 8), exact)
+    torch.testing.assert_close(expected_update(policy, rewards, "none", 8), 7 / 8 * exact)
+    assert float(expected_update(policy, rewards, "std", 8)[1]) == pytest.approx(0.244, abs=5e-4)
+
+
+@pytest.mark.parametrize("group", [2, 4, 8, 16])
+def test_std_goes_to_the_worse_of_two_arms(group):
+    """One arm pays 0; the other -1, or 20 with probability .1: its mean is 1.1, and yet its logit falls."""
+    # the arm with two outcomes is written as two arms with one logit
+    outcome = torch.tensor([0.5, 0.45, 0.05], dtype=torch.float64)
+    rewards = torch.tensor([0.0, -1.0, 20.0], dtype=torch.float64)
+    better = {
+        scaling: float(expected_update(outcome, rewards, scaling, group)[1:].sum())
+        for scaling in ("leave-one-out", "std")
+    }
+    assert better["leave-one-out"] == pytest.approx(0.5 * 0.5 * 1.1)
+    assert better["std"] < 0
+
+
+def test_the_default_scaling_is_the_unbiased():
+    assert MAWConfig().advantage == "leave-one-out"

@@ -25,7 +25,7 @@ __all__ = [
 
 BEGAN: dict[str, Any] = {
     "tau": 5.0, "noise": 1.0, "kl_weight": 0.0, "auxiliary_weight": 0.003, "learning_rate": 1e-3, "reward": "entropy",
-    "calibrate": False, "depth_baseline": False, "logit_dropout": 0.013, "layers": [-1],
+    "calibrate": False, "depth_baseline": False, "logit_dropout": 0.013, "layers": [-1], "advantage": "std",
 }  # fmt: skip
 
 GENTLE: dict[str, Any] = {"tau": 10.0, "kl_weight": 1.0}

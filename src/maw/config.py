@@ -73,7 +73,9 @@ class MAWConfig:
         group_size: G, depth choices sampled per text. With 1 the value network is the baseline.
         depth_baseline: whether a depth is rewarded by what it is worth to this text more than to the other texts of
             the forward that drew it (`maw.grpo.depth_baselines`); a group of one does without.
-        advantage: scaling of group-relative advantages: `"std"`, `"none"` or `"leave-one-out"`.
+        advantage: scaling of group-relative advantages: `"leave-one-out"` (unbiased), `"none"` or `"std"`, which can
+            point the wrong way where rewards are far apart, and is 10 to 30 times as long on real ones
+            (`maw.grpo.group_advantages`, method.md section 4).
         estimator: `"sampled"` (GRPO) or `"exact"`, the gradient over all D arms, which needs no group: `group_size`,
             `advantage` and `clip` then have no effect, and `updates` must be 1.
         clip: half-width of the clipped probability ratio.
@@ -118,7 +120,7 @@ class MAWConfig:
     retrieval_weight: float = 1.0
     group_size: int = 8
     depth_baseline: bool = True
-    advantage: Advantage = "std"
+    advantage: Advantage = "leave-one-out"
     estimator: Estimator = "sampled"
     clip: float = 0.2
     updates: int = 1

@@ -104,7 +104,8 @@ def group_advantages(
 
         none            r_g - mean(r)                 its policy gradient is (G-1)/G of the exact one
         leave-one-out   r_g - mean of the others      unbiased; = G/(G-1) (r_g - mean(r))
-        std             (r_g - mean(r)) / std(r)      sample standard deviation; 0 where the spread is zero
+        std             (r_g - mean(r)) / std(r)      sample standard deviation; 0 where the spread is zero; biased:
+                                                      it can even lower the depth that the exact gradient raises
         G = 1           r - value
 
     Args:
