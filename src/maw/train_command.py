@@ -47,9 +47,9 @@ def train(command: TrainCommand, dataset_name: str) -> int:
             if variant.tuning == "lora":
                 given["learning_rate"] = command.training.lora_learning_rate or LORA_LEARNING_RATE
             settings = TrainingSettings(**given)
+            model = load_encoder(command.model, device=device, max_length=settings.max_length)
             dataset = load_dataset(dataset_name, drop_own=command.drop_own or None)
             out.say(render_report(dataset))
-            model = load_encoder(command.model, device=device, max_length=settings.max_length)
             if first and not command.dry_run:
                 until_done.enter_context(alone_in(work))
                 _check_output(command.output)  # another command may have written it meanwhile

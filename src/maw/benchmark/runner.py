@@ -81,6 +81,7 @@ class Runner:
         self.device = choose_device(benchmark.device)
         self.runs = planned_runs(benchmark)
         _check_place(self.folder)
+        self.encoder = self._encoder()
         self.dataset = load_benchmark_dataset(benchmark)
         self.splits = evaluation_splits(self.dataset)
         asked = (query for split in self.splits for query in self.dataset.judgements(split))
@@ -88,7 +89,6 @@ class Runner:
         for run in self.runs:
             if run.variant.kind == "tuned":
                 training_settings(benchmark, run)
-        self.encoder = self._encoder()
         self.fingerprint = encoder_fingerprint(self.encoder)
         self._try_maw()
         self.identity = self._identity()

