@@ -23,7 +23,10 @@ __all__ = ["MAWModel"]
 
 
 class MAWModel(PreTrainedModel):
-    """A host encoder with MAW in some of its layers; its inputs and outputs are the host's.
+    """A host encoder with MAW in some of its layers; its inputs, outputs, settings and parts are the host's.
+
+    `model.config` reads and sets the host's config, and what this class has not is looked up, and set, in the host:
+    `model.encoder` is `model.backbone.encoder`.
 
     Args:
         config: what `config.json` holds.
@@ -39,11 +42,13 @@ class MAWModel(PreTrainedModel):
     _keep_in_fp32_modules_strict: set[str] | list[str] | None = ["maw"]  # noqa: RUF012 (as Transformers declares it)
 
     def __init__(self, config: MAWModelConfig, backbone: PreTrainedModel | None = None) -> None:
-        super().__init__(config)
-        if backbone is None:
+        if backbone is None:  # before anything else: the host chooses its attention implementation
             backbone = AutoModel.from_config(config.backbone)
             insert(backbone, config.maw_config)
+        config.backbone = backbone.config  # `from_config` made a copy, which the host reads
+        super().__init__(config)
         self.backbone = backbone
+        self.supports_gradient_checkpointing = backbone.supports_gradient_checkpointing
         self.post_init()
         if config.adapter is not None:
             from maw.hf.lora import restore_adapter
@@ -53,10 +58,7 @@ class MAWModel(PreTrainedModel):
     @classmethod
     def around(cls, backbone: PreTrainedModel, maw: MAWConfig) -> MAWModel:
         """A model around a host that already carries MAW; the host itself then refuses to be saved alone."""
-        # setting a composite config's attention implementation sets its parts' too: hand on the host's own
-        attention = backbone.config._attn_implementation
-        config = MAWModelConfig(backbone=backbone.config, maw=maw.to_dict(), attn_implementation=attention)
-        model = cls(config, backbone)
+        model = cls(MAWModelConfig(backbone=backbone.config, maw=maw.to_dict()), backbone)
         model.train(backbone.training)
         model.name_or_path = backbone.name_or_path
         object.__setattr__(backbone, "save_pretrained", _refuse_to_save_alone)
@@ -81,6 +83,40 @@ class MAWModel(PreTrainedModel):
         if args:
             return self.backbone(input_ids, attention_mask, *args, **given)
         return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **given)
+
+    def __getattr__(self, name: str) -> Any:
+        """What only the host has: its parts and its own methods."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # names with an underscore are flags that Transformers and torch keep with each module
+            if name.startswith("_") or "backbone" not in self._modules:
+                raise
+            return getattr(self.backbone, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._is_only_the_hosts(name):
+            setattr(self.backbone, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if self._is_only_the_hosts(name):
+            delattr(self.backbone, name)
+        else:
+            super().__delattr__(name)
+
+    def _is_only_the_hosts(self, name: str) -> bool:
+        modules = vars(self).get("_modules", {})
+        if name.startswith("_") or name in vars(self) or name in modules or hasattr(type(self), name):
+            return False
+        return "backbone" in modules and hasattr(self.backbone, name)
+
+    def set_attn_implementation(self, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Set the host's attention implementation, by the host's own rules."""
+        if isinstance(attn_implementation, dict):
+            attn_implementation = attn_implementation.get("backbone", attn_implementation)
+        self.backbone.set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """The host's token embeddings."""
