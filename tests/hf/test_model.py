@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -184,6 +186,51 @@ def test_a_maw_layers_attentions_are_those_that_made_its_output(name):
     assert (attention[1, :, :, 4:] == 0).all()
     output = output if output.shape == value.shape else output.transpose(1, 2)
     torch.testing.assert_close(attention @ value, output, atol=1e-5, rtol=1e-5)
+
+
+READ_IN_A_NEW_PROCESS = """
+import json, sys, torch, maw
+from transformers import AutoModel
+inputs = torch.load("inputs.pt")
+read = {}
+for folder, attention, dropout, part in json.loads(sys.argv[1]):
+    model = AutoModel.from_pretrained(folder, attn_implementation=attention, output_hidden_states=True).eval()
+    with torch.no_grad():
+        outputs = model(**inputs, output_attentions=attention == "eager")
+    again = AutoModel.from_pretrained(folder, **{dropout: 0.25})
+    rates = {module.p for module in again.embeddings.modules() if isinstance(module, torch.nn.Dropout)}
+    read[folder] = (dict(outputs), rates, [name for name, _ in getattr(model, part).named_parameters()])
+torch.save(read, "read.pt")
+"""
+
+
+def test_settings_outputs_and_parts_are_the_hosts_in_a_new_process(tmp_path):
+    """BERT and ModernBERT, SDPA and eager: what the model gives before it is saved, a new process gives after."""
+    cases, expected = [], {}
+    for name, dropout, part in (
+        ("bert", "hidden_dropout_prob", "encoder"),
+        ("modernbert", "embedding_dropout", "layers"),
+    ):
+        for attention in ("sdpa", "eager"):
+            model = stir(attach(build(name, attention, initializer_range=0.1)))
+            model.config.output_hidden_states = True
+            with torch.no_grad():
+                outputs = model(input_ids=TOKENS, attention_mask=MASK, output_attentions=attention == "eager")
+            folder = f"{name}-{attention}"
+            expected[folder] = (outputs, [key for key, _ in getattr(model, part).named_parameters()])
+            model.config.output_hidden_states = False
+            model.save_pretrained(tmp_path / folder)
+            cases.append((folder, attention, dropout, part))
+    torch.save({"input_ids": TOKENS, "attention_mask": MASK}, tmp_path / "inputs.pt")
+    subprocess.run([sys.executable, "-c", READ_IN_A_NEW_PROCESS, json.dumps(cases)], check=True, cwd=tmp_path)
+    for folder, (actual, rates, parts) in torch.load(tmp_path / "read.pt").items():
+        outputs, expected_parts = expected[folder]
+        assert list(actual) == list(outputs)
+        assert len(actual["hidden_states"]) == 3
+        assert ("attentions" in actual) == folder.endswith("eager")
+        torch.testing.assert_close(actual, dict(outputs), atol=1e-6, rtol=1e-6)
+        assert rates == {0.25}
+        assert parts == expected_parts
 
 
 # Parts
