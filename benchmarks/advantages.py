@@ -2,13 +2,13 @@
 
     python benchmarks/advantages.py --data FOLDER [--output FILE.json] [--commit COMMIT] [--texts 100] [--groups 16384]
 
-The entropy rewards of all depths in an untuned all-MiniLM-L6-v2 are recorded in its first and last layer, on queries and
-documents of four data sets. The policy is uniform, as training begins, or random (standard normal logits). For every
-text many groups of eight depths are sampled, and the mean update of its policy logits is compared with the exact
+The entropy rewards of all depths in an untuned all-MiniLM-L6-v2 are recorded in its first and last layer, on queries
+and documents of four data sets. The policy is uniform, as training begins, or random (standard normal logits). For
+every text many groups of eight depths are sampled, and the mean update of its policy logits is compared with the exact
 gradient: the cosine between the two, the share of depths that the update moves the other way, and its length. Rewards
-are taken as they are and above their depth's mean over the other texts of the data set, which is what baselines of depths
-come to. `none` is left out: relative to its length it is `leave-one-out`. How far leave-one-out is from the exact
-gradient is the error of sampling.
+are taken as they are and above their depth's mean over the other texts of the data set, which is what baselines of
+depths come to. `none` is left out: relative to its length it is `leave-one-out`. How far leave-one-out is from the
+exact gradient is the error of sampling.
 """
 
 from __future__ import annotations

@@ -85,6 +85,8 @@ def _say_plan(runner: Runner, out: Output, *, dry_run: bool) -> None:
     benchmark, pending = runner.benchmark, runner.pending()
     seconds = estimate_seconds(benchmark, pending, runner.dataset, runner.encoder)
     out.say(render_report(runner.dataset))
+    for count in runner.truncation:
+        out.say(str(count))
     if benchmark.preset == "quick":
         out.say("preset quick: a small part of the data, few steps: enough to see it work; --full uses all")
     names = ", ".join(run.name for run in pending) or "nothing: every run is finished"
@@ -153,20 +155,21 @@ def _(command: EvaluateCommand, words: Sequence[str]) -> int:
         raise MAWError("--qrels judges a run file: leave out the model, or --qrels (the data set has judgements)")
     wanted = _measures(command)
     with speaking(as_json=command.json) as out:
-        dataset = None
+        dataset = model = None
+        if command.model is not None:
+            quiet_libraries()
+            from maw.retrieval.models import choose_device, load_encoder
+
+            model = load_encoder(command.model, device=choose_device(command.device), max_length=command.max_length)
         if command.model is not None or name is not None:
             dataset = load_dataset(name or "pydocs", drop_own=command.drop_own or None)
             out.say(render_report(dataset))
         split = command.split
-        if command.model is not None and dataset is not None:
-            quiet_libraries()
-            from maw.retrieval.models import choose_device, load_encoder
-
+        if model is not None and dataset is not None:
             split = split or dataset.default_split
             queries, _ = dataset.evaluation_split(split)
             if command.run is not None:
                 check_run_ids(queries, dataset.documents)
-            model = load_encoder(command.model, device=choose_device(command.device), max_length=command.max_length)
             found = assess_model(model, dataset, split, **wanted)
             if command.run is not None:
                 write_run(command.run, found.run, "maw", layout=command.run_format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from maw.benchmark.variants import Variant
     from maw.cli import TrainCommand
     from maw.retrieval.data.dataset import RetrievalDataset
+    from maw.retrieval.ranking.truncation import Truncation
     from maw.retrieval.training.settings import TrainingSettings
 
 __all__ = ["train"]
@@ -32,6 +34,7 @@ def train(command: TrainCommand, dataset_name: str) -> int:
     from maw.retrieval.data.report import render_report
     from maw.retrieval.models import choose_own_device, load_encoder
     from maw.retrieval.processes import first_process_first, leave, process_index
+    from maw.retrieval.ranking.truncation import dataset_truncation
     from maw.retrieval.training.settings import TrainingSettings
 
     first = process_index() == 0
@@ -50,18 +53,22 @@ def train(command: TrainCommand, dataset_name: str) -> int:
             model = load_encoder(command.model, device=device, max_length=settings.max_length)
             dataset = load_dataset(dataset_name, drop_own=command.drop_own or None)
             out.say(render_report(dataset))
+            cut = [] if not first else dataset_truncation(model, dataset.queries, dataset.documents)
+            for count in cut:
+                out.say(str(count))
             if first and not command.dry_run:
                 until_done.enter_context(alone_in(work))
                 _check_output(command.output)  # another command may have written it meanwhile
         if command.dry_run:
-            _say_plan(out, model, variant, command, dataset, settings, work)
+            _say_plan(out, model, variant, command, dataset, settings, work, cut)
             leave()
             return 0
         tuned = tune(model, variant, command.maw.values(), dataset, settings, work)
         if first:
+            tuned.outcome["truncation"] = [count.to_dict() for count in cut]
             save_model(tuned, command.output, base=command.model, dataset=dataset, metrics={})
         for name, value in tuned.outcome.items():
-            if name not in ("selector", "findings"):
+            if name not in ("selector", "findings", "truncation"):
                 out.say(f"{name}: {value}")
         for finding in tuned.outcome["findings"]:
             out.say(f"{finding['level']}: {Finding(**finding)}")
@@ -84,6 +91,7 @@ def _say_plan(
     dataset: RetrievalDataset,
     settings: TrainingSettings,
     work: Path,
+    cut: Sequence[Truncation],
 ) -> None:
     """What would be trained, on what, for how long, and where it would go."""
     from maw.benchmark.plan import rollout_forwards, texts_per_second, training_seconds
@@ -117,6 +125,7 @@ def _say_plan(
         "bytes": size,
         "model": command.output,
         "training": work,
+        "truncation": [count.to_dict() for count in cut],
     }
     out.say(f"would train {variant.name} ({variant.text}) on {model.device}, {together} process(es)")
     out.say(f"{pairs:,} pairs, batches of {batch}, {settings.epochs} epochs: {plan['steps']:,} steps")

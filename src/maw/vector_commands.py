@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from maw.retrieval.data.corpus_file import CorpusFile
+    from maw.retrieval.ranking.truncation import Truncation
 
 __all__ = ["encode", "search"]
 
@@ -43,6 +44,8 @@ def encode(command: EncodeCommand) -> int:
     who = f"process {rank} of {processes}: " if processes > 1 else ""
     with speaking(as_json=command.json, progress=rank == 0) as out, ExitStack() as stack:
         model = load_encoder(command.model, device=choose_own_device(command.device), max_length=command.max_length)
+        if rank == 0:
+            out.say(str(_truncation(model, corpus)))
         if command.dry_run:
             return _say_plan(command, out, model, corpus, processes) if rank == 0 else 0
 
@@ -68,6 +71,18 @@ def encode(command: EncodeCommand) -> int:
             written = export_parquet(VectorStore(command.output, checksums=False), command.parquet)
             out.say(f"{who}{written:,} Parquet files written to {command.parquet}")
     return 0
+
+
+def _truncation(model: SentenceTransformer, corpus: CorpusFile) -> Truncation:
+    """How many of the first documents are longer than the model reads."""
+    from maw.retrieval.ranking.truncation import SAMPLE, count_truncated
+
+    some: list[str] = []
+    for block in corpus.blocks(lines=SAMPLE):
+        some += block.texts()
+        if len(some) > SAMPLE:
+            return count_truncated(model, some[:SAMPLE], "document", None)
+    return count_truncated(model, some, "document", len(some))
 
 
 def _say_plan(

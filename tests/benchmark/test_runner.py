@@ -311,7 +311,7 @@ def test_a_killed_benchmark_keeps_what_was_finished(tiny_model, toy_data, tmp_pa
         (["--maw-settings", '{"tau": 0}'], "tau must be a finite number above 0"),
         (["--maw-settings", "tau"], "must be a JSON object"),
         (["--model", "/no/such/model"], "neither a model folder"),
-        (["--max-length", "5000"], "takes at most 512 tokens"),
+        (["--max-length", "5000"], "this model takes 1 to 512 tokens"),
         (["--seeds", "0"], "seeds must be at least 1"),
         (["--batch-size", "11"], "10 training pairs, fewer than one batch of 11"),
         (["--device", "tpu"], "device must be auto, cpu, cuda or mps"),

@@ -37,6 +37,7 @@ from maw.retrieval.identity import encoder_fingerprint
 from maw.retrieval.models import choose_device, load_encoder
 from maw.retrieval.ranking.bm25 import bm25_run
 from maw.retrieval.ranking.runs import check_run_ids, write_run
+from maw.retrieval.ranking.truncation import dataset_truncation
 from maw.retrieval.training.checkpoints import remove_checkpoints, write_aside
 from maw.retrieval.training.negatives import file_checksum
 
@@ -91,6 +92,7 @@ class Runner:
                 training_settings(benchmark, run)
         self.fingerprint = encoder_fingerprint(self.encoder)
         self._try_maw()
+        self.truncation = dataset_truncation(self.encoder, self.dataset.queries, self.dataset.documents)
         self.identity = self._identity()
         self._check_folder()
 
@@ -259,6 +261,7 @@ class Runner:
             "preset": self.benchmark.preset,
             "dataset": {
                 **self.dataset.report(),
+                "truncation": [count.to_dict() for count in self.truncation],
                 "documents": len(self.dataset.documents),
                 "splits": {split: len(self.dataset.judgements(split)) for split in self.dataset.splits},
             },

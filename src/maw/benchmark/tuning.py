@@ -36,7 +36,7 @@ class Tuned:
     config: MAWConfig | None
     settings: TrainingSettings
     parameters: Mapping[str, int]
-    outcome: Mapping[str, Any]
+    outcome: dict[str, Any]
 
 
 def tune(

@@ -20,7 +20,7 @@ from maw.hf.attach import carried
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["document_prompt", "encoder_fingerprint", "fingerprint", "is_normalised"]
+__all__ = ["document_prompt", "encoder_fingerprint", "fingerprint", "is_normalised", "query_prompt"]
 
 IRRELEVANT = frozenset(
     {
@@ -63,7 +63,16 @@ def is_normalised(model: SentenceTransformer) -> bool:
 
 def document_prompt(model: SentenceTransformer) -> str | None:
     """What Sentence Transformers puts before a document: the model's own prompt for documents, else its default."""
-    names = [name for name in ("document", "passage", "corpus") if name in model.prompts]
+    return _prompt(model, "document", "passage", "corpus")
+
+
+def query_prompt(model: SentenceTransformer) -> str | None:
+    """What Sentence Transformers puts before a query: the model's own prompt for queries, else its default."""
+    return _prompt(model, "query")
+
+
+def _prompt(model: SentenceTransformer, *kinds: str) -> str | None:
+    names = [name for name in kinds if name in model.prompts]
     name = names[0] if names else model.default_prompt_name
     return model.prompts.get(name) if name is not None else None
 

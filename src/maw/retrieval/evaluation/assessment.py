@@ -14,6 +14,7 @@ from maw.retrieval.data.judgements import read_judgements
 from maw.retrieval.evaluation.measures import Evaluation, default_measures, evaluate
 from maw.retrieval.ranking.run_lines import find_line
 from maw.retrieval.ranking.runs import Run, read_run, without_own
+from maw.retrieval.ranking.truncation import dataset_truncation
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -84,6 +85,7 @@ def assess_model(
     grade = dataset.relevant_grade.get(split, 1) if relevant_grade is None else relevant_grade
     evaluation = evaluate(dataset.judgements(split), run, measures or default_measures(grade))
     notes = [f"{evaluation.queries} queries of {split}, {len(dataset.documents)} documents"]
+    notes += map(str, dataset_truncation(model, dataset.evaluation_split(split)[0], dataset.documents))
     return Assessment(evaluation, run, notes + _notes(evaluation))
 
 
