@@ -1,0 +1,343 @@
+"""Thousands of seeded damages to what this package writes and reads again, and what the commands make of them.
+
+    python benchmarks/damage.py [--cases 2200] [--seed 0] [--fresh 40] [--output FILE.json] [--before FILE.json]
+
+Model folders, stores of vectors, caches of texts and of negatives, benchmark folders and trainings that were stopped
+are made by the commands that people use, on a toy corpus. Each case copies one of them, damages one file of the copy
+(`damage_kinds`), and runs the command that reads it. Its result is compared with that of the undamaged copy:
+
+    same       status 0 and the same result: the damage had no part in it
+    made anew  status 0 and the same result, and the damaged file is whole again
+    said       status 2 and a sentence on what is damaged, or a part left out of a report that says so
+    other      status 0 and another result, where nothing that says which is right was changed: a fault
+    another model   the same where it is a valid folder that others could have saved: it has no checksum
+    traceback  any other exception: a fault
+    hang       longer than `--limit` seconds: a fault
+
+Cases run in one process, by the function behind the command line, and `--fresh` of them once more in a process each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MKL_CBWR", "AUTO")  # else sums depend on where a tensor lies in memory
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import damage_subjects as subjects
+from damage_kinds import Unfit, damage
+
+__all__ = ["Case", "Outcome", "cases", "run_case", "table"]
+
+GOOD = ("same", "made anew", "said", "another model")
+FAULTS = ("traceback", "hang", "other")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One damage: the subject, which of its commands reads it, and the seed of the rest."""
+
+    number: int
+    subject: str
+    command: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a case.
+
+    Args:
+        case: which one.
+        kind, file: what was done to which file.
+        verdict: as in the module's description.
+        named: whether the message names the file.
+        words: the message, or the end of the traceback.
+    """
+
+    case: Case
+    kind: str
+    file: str
+    verdict: str
+    named: bool
+    words: str
+
+
+class Hang(BaseException):
+    """A case took too long."""
+
+
+def cases(count: int, seed: int, only: str | None = None) -> list[Case]:
+    """So many cases, shared among the subjects by their weights."""
+    chosen = [subject for subject in subjects.SUBJECTS if only is None or only in subject.name]
+    whole = sum(subject.weight for subject in chosen)
+    made: list[Case] = []
+    for subject in chosen:
+        draw = random.Random(f"{seed} {subject.name}")
+        for place in range(max(1, round(count * subject.weight / whole))):
+            made.append(Case(len(made), subject.name, place % len(subject.arguments), draw.randrange(2**32)))
+    return made
+
+
+def _subject(name: str) -> subjects.Subject:
+    return next(subject for subject in subjects.SUBJECTS if subject.name == name)
+
+
+class Bench:
+    """The subjects in a folder, and what the undamaged ones give."""
+
+    def __init__(self, base: Path, limit: float = 20.0) -> None:
+        self.base, self.limit = base, limit
+        self.expected: dict[tuple[str, int], Any] = {}
+        self.work = base.with_name(f"{base.name}-case")
+
+    def right(self, subject: subjects.Subject, command: int) -> Any:
+        """What the undamaged one gives."""
+        key = subject.name, command
+        if key not in self.expected:
+            copy, new = self._copy(subject)
+            status, words, output = self._run(subject, command, copy, new)
+            if status != 0:
+                raise RuntimeError(f"{subject.name}, undamaged, ended with {status}: {words}")
+            self.expected[key] = subject.result(copy, new, output)
+        return self.expected[key]
+
+    def damaged(self, case: Case) -> tuple[Path, Path, Path, str, bytes | None]:
+        """A damaged copy, an empty folder, the file, the kind of damage, and what the file held."""
+        subject, draw = _subject(case.subject), random.Random(case.seed)
+        copy, new = self._copy(subject)
+        folder = copy / subject.part
+        while True:
+            files = sorted(file for file in folder.rglob("*") if file.is_file() and subject.fits(file))
+            names = sorted({_alike(file.relative_to(folder)) for file in files})
+            name = draw.choice(names)  # of files that are alike there may be many
+            path = draw.choice([file for file in files if _alike(file.relative_to(folder)) == name])
+            before = path.read_bytes()
+            with contextlib.suppress(Unfit):
+                return copy, new, path, damage(draw, folder, path), before
+
+    def run(self, case: Case) -> Outcome:
+        """Damage, run, compare."""
+        subject = _subject(case.subject)
+        expected = self.right(subject, case.command)
+        copy, new, path, kind, before = self.damaged(case)
+        signal.signal(signal.SIGALRM, _alarm)
+        signal.setitimer(signal.ITIMER_REAL, self.limit)
+        try:
+            status, words, output = self._run(subject, case.command, copy, new)
+        except Hang:
+            return Outcome(case, kind, path.relative_to(copy).as_posix(), "hang", False, "")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        named = path.name in words or str(path.parent) in words or str(copy) in words
+        verdict = {2: "said", 0: "same"}.get(status, "traceback")
+        if status == 2 and (not words.startswith("maw: ") or "Traceback" in words):
+            verdict = "traceback"
+        if status == 0:
+            verdict = self._compared(subject, expected, copy, new, output, path, before)
+        return Outcome(case, kind, path.relative_to(copy).as_posix(), verdict, named, words[-700:])
+
+    def _compared(
+        self, subject: subjects.Subject, expected: Any, copy: Path, new: Path, output: str, path: Path, before: Any
+    ) -> str:
+        try:
+            result = subject.result(copy, new, output)
+        except (OSError, ValueError, KeyError) as error:
+            result = repr(error)
+        if result == expected:
+            return "made anew" if path.is_file() and path.read_bytes() == before else "same"
+        if subject.told is not None and path.name in (copy / subject.told).read_text(encoding="utf-8"):
+            return "said"
+        return "other" if subject.caught else "another model"
+
+    def _copy(self, subject: subjects.Subject) -> tuple[Path, Path]:
+        shutil.rmtree(self.work, ignore_errors=True)
+        copy, new = self.work / "it", self.work / "new"
+        shutil.copytree(self.base / subject.folder, copy)
+        new.mkdir()
+        return copy, new
+
+    def words(self, subject: subjects.Subject, command: int, copy: Path, new: Path) -> list[str]:
+        """The command line."""
+        return [word.format(it=copy, base=self.base, new=new) for word in subject.arguments[command]]
+
+    def _run(self, subject: subjects.Subject, command: int, copy: Path, new: Path) -> tuple[int, str, str]:
+        """The exit status (-1 for an exception), the message or the traceback, and the output."""
+        words = self.words(subject, command, copy, new)
+        if subject.folder == "cache":
+            with subjects.patched(copy):
+                return call(words, self.base)
+        return call(words, self.base)
+
+
+def _alike(path: Path) -> str:
+    """Names that differ in a number count as one."""
+    return "".join("0" if letter.isdigit() else letter for letter in path.as_posix())
+
+
+def _alarm(*_: Any) -> None:
+    raise Hang
+
+
+def call(words: list[str], base: Path) -> tuple[int, str, str]:
+    """Run a command line in this process."""
+    from maw.cli import main
+    from maw.errors import MAWError
+
+    output, errors = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            if words[0] == "negatives":
+                try:
+                    print(subjects.mined(base, Path(words[1])))
+                    status = 0
+                except MAWError as error:
+                    print(f"maw: {error}", file=sys.stderr)
+                    status = 2
+            else:
+                status = main(words)
+    except Hang:
+        raise
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException as error:  # panics of libraries in Rust are no Exception
+        return -1, "".join(traceback.format_exception(error))[-3000:], ""
+    lines = errors.getvalue().splitlines()
+    start = next((place for place, line in enumerate(lines) if line.startswith("maw: ")), 0)
+    return status, "\n".join(lines[start:]), output.getvalue()
+
+
+def fresh(bench: Bench, case: Case) -> str:
+    """Run a case in a process of its own; its verdict."""
+    subject = _subject(case.subject)
+    expected = bench.right(subject, case.command)
+    copy, new, path, _, before = bench.damaged(case)
+    words = bench.words(subject, case.command, copy, new)
+    environment = os.environ | ({"MAW_CACHE": str(copy)} if subject.folder == "cache" else {})
+    program = "import sys; from maw.cli import main; sys.exit(main(sys.argv[1:]))"
+    if subject.folder == "cache":
+        program = f"from maw.retrieval.data import corpora; corpora.IN_MEMORY = 0; {program}"
+    command = [sys.executable, "-c", program, *words]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=3 * bench.limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "hang"
+    if "Traceback" in done.stderr:
+        return "traceback"
+    if done.returncode == 0:
+        return bench._compared(subject, expected, copy, new, done.stdout, path, before)
+    return "said" if done.returncode == 2 and "maw: " in done.stderr else "traceback"
+
+
+def run_cases(bench: Bench, chosen: Sequence[Case], report: Any = None) -> Iterator[Outcome]:
+    """Run cases; `report` gets each outcome."""
+    for case in chosen:
+        outcome = bench.run(case)
+        if report is not None:
+            report(outcome)
+        yield outcome
+
+
+def table(outcomes: Sequence[dict[str, Any]], by: str) -> str:
+    """Counts as a Markdown table: a line a subject, or a kind of damage."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for outcome in outcomes:
+        counts[outcome["case"]["subject"] if by == "subject" else outcome["kind"]][outcome["verdict"]] += 1
+    columns = [verdict for verdict in (*GOOD, *FAULTS) if any(count[verdict] for count in counts.values())]
+    columns = list(dict.fromkeys([*columns, *FAULTS]))
+    lines = [f"| {by} | cases | {' | '.join(columns)} |", "|---" + "|---:" * (1 + len(columns)) + "|"]
+    whole: Counter[str] = Counter()
+    for name in sorted(counts) if by != "subject" else counts:
+        whole.update(counts[name])
+        cells = " | ".join(str(counts[name][column]) for column in columns)
+        lines.append(f"| {name} | {counts[name].total()} | {cells} |")
+    lines.append(f"| all | {whole.total()} | {' | '.join(str(whole[column]) for column in columns)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=2200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fresh", type=int, default=40)
+    parser.add_argument("--limit", type=float, default=20.0)
+    parser.add_argument("--only", help="subjects with this in their name")
+    parser.add_argument("--base", type=Path, help="a folder with subjects that were made before")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    room = 8 * 2**30  # sizes in damaged files must not take the machine's memory
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
+    import torch
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        base = arguments.base or Path(temporary) / "subjects"
+        bench = Bench(base, arguments.limit)
+        if not base.is_dir():
+            subjects.build(base, lambda words: _loud(words, base))
+        start = time.monotonic()
+        chosen = cases(arguments.cases, arguments.seed, arguments.only)
+        outcomes = []
+        for outcome in run_cases(bench, chosen):
+            outcomes.append(asdict(outcome))
+            if outcome.verdict in FAULTS or (outcome.verdict == "said" and not outcome.named):
+                case = outcome.case
+                last = outcome.words.strip().splitlines()[-1:] or [""]
+                print(f"{case.number} {case.subject}: {outcome.kind} {outcome.file}: {outcome.verdict}: {last[0][:200]}")
+                sys.stdout.flush()
+        seconds = time.monotonic() - start
+        draw = random.Random(arguments.seed)
+        again = draw.sample(chosen, min(arguments.fresh, len(chosen)))
+        alone = [fresh(bench, case) for case in again]
+        differing = [
+            [case.number, verdict]
+            for case, verdict in zip(again, alone, strict=True)
+            if verdict != outcomes[chosen.index(case)]["verdict"]
+        ]
+    for by in ("subject", "damage"):
+        print(table(outcomes, by), end="\n\n")
+    unnamed = sum(outcome["verdict"] == "said" and not outcome["named"] for outcome in outcomes)
+    print(f"{len(outcomes)} cases in {seconds:.0f} s; {unnamed} messages do not name the file or its folder")
+    print(f"{len(again)} in fresh processes, other verdicts: {differing}")
+    if arguments.output is not None:
+        whole = {
+            "seed": arguments.seed,
+            "seconds": round(seconds),
+            "fresh": dict(Counter(alone)),
+            "fresh_differing": differing,
+            "outcomes": outcomes,
+        }
+        arguments.output.write_text(json.dumps(whole, indent=0, default=str) + "\n")
+
+
+def _loud(words: list[str], base: Path) -> int:
+    status, errors, _ = call(words, base)
+    if status:
+        print(errors, file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()
