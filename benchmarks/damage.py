@@ -11,10 +11,11 @@ are made by the commands that people use, on a toy corpus. Each case copies one 
     said       status 2 and a sentence on what is damaged, or a part left out of a report that says so
     other      status 0 and another result, where nothing that says which is right was changed: a fault
     another model   the same where it is a valid folder that others could have saved: it has no checksum
-    traceback  any other exception: a fault
-    hang       longer than `--limit` seconds: a fault
+    traceback  any other exception or end of the process: a fault
+    hang       longer than `--limit` seconds, when its process is killed: a fault
 
-Cases run in one process, by the function behind the command line, and `--fresh` of them once more in a process each.
+Each case runs in a forked child of one warm process, by the function behind the command line; `--fresh` of them run
+once more in a new process each.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import random
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -34,7 +37,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,10 +86,6 @@ class Outcome:
     words: str
 
 
-class Hang(BaseException):
-    """A case took too long."""
-
-
 def cases(count: int, seed: int, only: str | None = None) -> list[Case]:
     """So many cases, shared among the subjects by their weights."""
     chosen = [subject for subject in subjects.SUBJECTS if only is None or only in subject.name]
@@ -116,10 +115,15 @@ class Bench:
         key = subject.name, command
         if key not in self.expected:
             copy, new = self._copy(subject)
-            status, words, output = self._run(subject, command, copy, new)
-            if status != 0:
-                raise RuntimeError(f"{subject.name}, undamaged, ended with {status}: {words}")
-            self.expected[key] = subject.result(copy, new, output)
+
+            def given() -> Any:
+                status, words, output = self._run(subject, command, copy, new)
+                return status, words, subject.result(copy, new, output) if status == 0 else None
+
+            end, found = _forked(given, 60 * self.limit)
+            if found is None or found[0] != 0:
+                raise RuntimeError(f"{subject.name}, undamaged, ended with {found or end}")
+            self.expected[key] = found[2]
         return self.expected[key]
 
     def damaged(self, case: Case) -> tuple[Path, Path, Path, str, bytes | None]:
@@ -137,25 +141,26 @@ class Bench:
                 return copy, new, path, damage(draw, folder, path), before
 
     def run(self, case: Case) -> Outcome:
-        """Damage, run, compare."""
+        """Damage, run in a forked process, compare."""
         subject = _subject(case.subject)
         expected = self.right(subject, case.command)
         copy, new, path, kind, before = self.damaged(case)
-        signal.signal(signal.SIGALRM, _alarm)
-        signal.setitimer(signal.ITIMER_REAL, self.limit)
-        try:
+        name = path.relative_to(copy).as_posix()
+
+        def judged() -> Outcome:
             status, words, output = self._run(subject, case.command, copy, new)
-        except Hang:
-            return Outcome(case, kind, path.relative_to(copy).as_posix(), "hang", False, "")
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        named = path.name in words or str(path.parent) in words or str(copy) in words
-        verdict = {2: "said", 0: "same"}.get(status, "traceback")
-        if status == 2 and (not words.startswith("maw: ") or "Traceback" in words):
-            verdict = "traceback"
-        if status == 0:
-            verdict = self._compared(subject, expected, copy, new, output, path, before)
-        return Outcome(case, kind, path.relative_to(copy).as_posix(), verdict, named, words[-700:])
+            named = path.name in words or str(path.parent) in words or str(copy) in words
+            verdict = {2: "said", 0: "same"}.get(status, "traceback")
+            if status == 2 and (not words.startswith("maw: ") or "Traceback" in words):
+                verdict = "traceback"
+            if status == 0:
+                verdict = self._compared(subject, expected, copy, new, output, path, before)
+            return Outcome(case, kind, name, verdict, named, words[-700:])
+
+        end, outcome = _forked(judged, self.limit)
+        if outcome is None:
+            return Outcome(case, kind, name, "hang" if end == "hang" else "traceback", False, end)
+        return outcome
 
     def _compared(
         self, subject: subjects.Subject, expected: Any, copy: Path, new: Path, output: str, path: Path, before: Any
@@ -195,8 +200,35 @@ def _alike(path: Path) -> str:
     return "".join("0" if letter.isdigit() else letter for letter in path.as_posix())
 
 
-def _alarm(*_: Any) -> None:
-    raise Hang
+def _forked(work: Callable[[], Any], limit: float) -> tuple[str, Any]:
+    """Do something in a child process, which a crash or a hang ends alone: "" or how it ended, and what it gave."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reading)
+            with os.fdopen(writing, "wb") as pipe:
+                pickle.dump(work(), pipe)
+        except BaseException:  # else the child would go on as the parent
+            traceback.print_exc()
+        os._exit(0)
+    os.close(writing)
+    data, end = b"", time.monotonic() + limit
+    while True:
+        ready, _, _ = select.select([reading], [], [], max(0.0, end - time.monotonic()))
+        part = os.read(reading, 1 << 20) if ready else None
+        if not part:
+            break
+        data += part
+    os.close(reading)
+    if part is None:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if part is None:
+        return "hang", None
+    if not data:
+        return f"ended without a word, status {status}", None
+    return "", pickle.loads(data)
 
 
 def call(words: list[str], base: Path) -> tuple[int, str, str]:
@@ -216,8 +248,6 @@ def call(words: list[str], base: Path) -> tuple[int, str, str]:
                     status = 2
             else:
                 status = main(words)
-    except Hang:
-        raise
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException as error:  # panics of libraries in Rust are no Exception
@@ -289,14 +319,18 @@ def main() -> None:
     arguments = parser.parse_args()
     room = 8 * 2**30  # sizes in damaged files must not take the machine's memory
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
+    import sentence_transformers  # noqa: F401  imported once, not by each child
     import torch
+    import transformers.models.bert.modeling_bert  # noqa: F401
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         base = arguments.base or Path(temporary) / "subjects"
         bench = Bench(base, arguments.limit)
         if not base.is_dir():
-            subjects.build(base, lambda words: _loud(words, base))
+            end, built = _forked(lambda: subjects.build(base, lambda words: _loud(words, base)) or True, 3600)
+            if not built:
+                raise SystemExit(f"the subjects were not made: {end}")
         start = time.monotonic()
         chosen = cases(arguments.cases, arguments.seed, arguments.only)
         outcomes = []
