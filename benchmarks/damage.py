@@ -50,7 +50,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import damage_subjects as subjects
 from damage_kinds import Unfit, damage
 
-__all__ = ["Case", "Outcome", "cases", "run_case", "table"]
+__all__ = ["Case", "Outcome", "cases", "run_cases", "table"]
 
 GOOD = ("same", "made anew", "said", "another model")
 FAULTS = ("traceback", "hang", "other")
@@ -339,7 +339,9 @@ def main() -> None:
             if outcome.verdict in FAULTS or (outcome.verdict == "said" and not outcome.named):
                 case = outcome.case
                 last = outcome.words.strip().splitlines()[-1:] or [""]
-                print(f"{case.number} {case.subject}: {outcome.kind} {outcome.file}: {outcome.verdict}: {last[0][:200]}")
+                print(
+                    f"{case.number} {case.subject}: {outcome.kind} {outcome.file}: {outcome.verdict}: {last[0][:200]}"
+                )
                 sys.stdout.flush()
         seconds = time.monotonic() - start
         draw = random.Random(arguments.seed)

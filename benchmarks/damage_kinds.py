@@ -206,7 +206,9 @@ def json_whole(draw: random.Random, path: Path, _: list[Path]) -> None:
 def json_version(draw: random.Random, path: Path, _: list[Path]) -> None:
     """What says which format or version it is says another."""
     whole = json.loads(path.read_text(encoding="utf-8"))
-    names = [name for name in ("format", "version", "schema", "model_type") if isinstance(whole, dict) and name in whole]
+    names = [
+        name for name in ("format", "version", "schema", "model_type") if isinstance(whole, dict) and name in whole
+    ]
     if not names:
         raise Unfit
     whole[names[0]] = draw.choice((0, 2, 99, "1", None, True, 1.0, [1], "bert2", "roberta"))

@@ -18,8 +18,8 @@ from typing import Any
 __all__ = ["SUBJECTS", "Subject", "build", "patched"]
 
 WORDS = (
-    *("river engine violin glacier parliament enzyme harbour theorem orchard satellite".split()),
-    *("lantern compass mill quarry tunnel vineyard anvil beacon canal dune".split()),
+    *(["river", "engine", "violin", "glacier", "parliament", "enzyme", "harbour", "theorem", "orchard", "satellite"]),
+    *(["lantern", "compass", "mill", "quarry", "tunnel", "vineyard", "anvil", "beacon", "canal", "dune"]),
 )
 TRAINING = ("--epochs", "2", "--batch-size", "4", "--max-length", "16", "--device", "cpu")
 MAW = ("--maw-depth-dim", "4")
@@ -130,7 +130,17 @@ BENCHMARK = (
     *("--variants", "bm25,untuned,dense-full,maw-full", *TRAINING, *MAW),
 )
 TRAIN = (
-    *("train", "--variant", "maw-full", "--dataset", "beir:{base}/data", "--model", "{base}/base", "--output", "{it}/model"),
+    *(
+        "train",
+        "--variant",
+        "maw-full",
+        "--dataset",
+        "beir:{base}/data",
+        "--model",
+        "{base}/base",
+        "--output",
+        "{it}/model",
+    ),
     *(*TRAINING, *MAW, "--save-every", "1", "--hard-negatives", "1"),
 )
 CACHED = ("evaluate", "{base}/models/plain", "--dataset", "beir:{base}/data", "--run", "{new}/run.trec")
@@ -188,8 +198,8 @@ def build(base: Path, command: Callable[[list[str]], int]) -> None:
     for name, variant in (("plain", "dense-full"), ("maw", "maw-full"), ("lora", "maw-lora")):
         model = str(base / "models" / name)
         more = MAW if name != "plain" else ()
-        do("train", "--variant", variant, "--dataset", "beir:{base}/data", "--model", "{base}/base", "--output", model, *TRAINING,
-           *more)  # fmt: skip
+        begun = ("train", "--variant", variant, "--dataset", "beir:{base}/data", "--model", "{base}/base")
+        do(*begun, "--output", model, *TRAINING, *more)
     encode = [word.format(base=base, it=base / "store") for word in ENCODE]
     do(*encode)
     shutil.copytree(base / "store", base / "begun")
@@ -226,8 +236,13 @@ def _host(folder: Path) -> None:
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    special = "[PAD] [UNK] [CLS] [SEP] [MASK]".split()
-    words = [*special, *"a about an and for is number passage what . ,".split(), *WORDS, *map(str, range(20))]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [
+        *special,
+        *["a", "about", "an", "and", "for", "is", "number", "passage", "what", ".", ","],
+        *WORDS,
+        *map(str, range(20)),
+    ]
     tokenizer = BertTokenizerFast(vocab={word: number for number, word in enumerate(words)})
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -268,8 +283,6 @@ def _stopped_training(base: Path, command: Callable[[list[str]], int]) -> None:
         Trainer.training_step = plain
     if status != 130 or not (base / "training" / "model.training" / "checkpoint-3").is_dir():
         raise RuntimeError(f"the training was to be stopped, got status {status}")
-
-
 
 
 @contextmanager

@@ -16,7 +16,18 @@ from typing import Any, TypeVar
 
 from maw.errors import MAWError
 
-__all__ = ["DEEPEST", "LARGEST", "SEAL", "check_seal", "field", "parse_json", "read_json", "read_sealed", "sealed", "shown"]
+__all__ = [
+    "DEEPEST",
+    "LARGEST",
+    "SEAL",
+    "check_seal",
+    "field",
+    "parse_json",
+    "read_json",
+    "read_sealed",
+    "sealed",
+    "shown",
+]
 
 T = TypeVar("T")
 
@@ -30,7 +41,14 @@ SEAL = "checksum"
 """The name under which a sealed file has its checksum; a person who edits such a file takes that line out."""
 
 _KINDS: dict[Any, str] = {
-    **{dict: "an object", list: "a list", str: "a text", int: "a whole number", float: "a number", bool: "true or false"},
+    **{
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+    },
     type(None): "null",
 }
 
@@ -138,24 +156,26 @@ def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same object with a checksum of what it holds; what was there under `checksum` is replaced.
 
     >>> sealed({"rows": 3})
-    {'rows': 3, 'checksum': '57d5fd36d6ba7c6fb0e6db6d1d0ca2f0'}
+    {'rows': 3, 'checksum': '47b702429120a0b9ee229045e2b9cd07'}
     """
     own = {name: value for name, value in values.items() if name != SEAL}
     return own | {SEAL: _digest(own)}
 
 
-def check_seal(values: dict[str, Any], name: Path | str, remedy: str = "") -> dict[str, Any]:
-    """What was sealed, without its checksum; an object without one is taken as it is.
+def check_seal(values: dict[str, Any], name: Path | str, remedy: str = "", *, required: bool = False) -> dict[str, Any]:
+    """What was sealed, without its checksum; an object without one is taken as it is, unless it is `required`.
 
     Raises:
         MAWError: its values are not those that were sealed.
     """
     own = {key: value for key, value in values.items() if key != SEAL}
+    if required:
+        field(values, SEAL, str, name, remedy)
     if SEAL in values and values[SEAL] != _digest(own):
         raise MAWError(
             _sentences(
                 f'{name} was changed after it was written: its values do not have its "{SEAL}" any more',
-                remedy or f"If the change is meant, take the line with \"{SEAL}\" out of the file",
+                remedy or f'If the change is meant, take the line with "{SEAL}" out of the file',
             )
         )
     return own

@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypedDict
@@ -21,6 +21,7 @@ from typing import Any, NoReturn, TypedDict
 import numpy as np
 
 from maw.errors import MAWError
+from maw.io.json import sealed
 
 __all__ = [
     "LOCK",
@@ -31,7 +32,6 @@ __all__ = [
     "npy_header",
     "part_of",
     "put",
-    "read_json",
     "refuse_writing",
     "remove_parts",
     "saying_that_the_disk_is_full",
@@ -81,21 +81,9 @@ def write_whole(path: Path, parts: Iterable[Any]) -> Checked:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, as `write_whole` does."""
-    write_whole(path, [(json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()])
-
-
-def read_json(path: Path, remedy: str) -> Any:
-    """Read what `write_json` wrote.
-
-    Raises:
-        MAWError: it cannot be read; `remedy` says what to do.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MAWError(f"{path} is damaged, it cannot be read ({error}). {remedy}") from error
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write an object as JSON with a checksum of its values (`maw.io.json.sealed`), as `write_whole` does."""
+    write_whole(path, [(json.dumps(sealed(values), indent=1, ensure_ascii=False) + "\n").encode()])
 
 
 def part_of(path: Path) -> Path:

@@ -138,7 +138,7 @@ def test_the_first_repeated_id_is_reported(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["texts.bin", "ids.bin", "places.npy", "manifest.json"])
 def test_a_damaged_store_is_refused_by_name(tmp_path: Path, name: str) -> None:
     folder = store(tmp_path / "s", TEXTS).folder
-    os.truncate(folder / name, (folder / name).stat().st_size - 1)
+    os.truncate(folder / name, (folder / name).stat().st_size - 2)
     with pytest.raises(MAWError, match=name.replace(".", r"\.")):
         TextStore(folder)
     (folder / name).unlink()
@@ -146,11 +146,34 @@ def test_a_damaged_store_is_refused_by_name(tmp_path: Path, name: str) -> None:
         TextStore(folder)
 
 
+@pytest.mark.parametrize(
+    "name", ["ids.bin", "text_ends.npy", "id_ends.npy", "hashes.npy", "places.npy", "text_hashes.npy", "manifest.json"]
+)
+def test_an_edit_of_the_same_length_is_found_when_the_store_is_opened(tmp_path: Path, name: str) -> None:
+    path = store(tmp_path / "s", TEXTS).folder / name
+    data = bytearray(path.read_bytes())
+    place = data.index(b'"total": 7') + 9 if name == "manifest.json" else len(data) - 8
+    data[place] = ord("6") if name == "manifest.json" else data[place] ^ 1
+    path.write_bytes(data)
+    with pytest.raises(MAWError, match=f"{path.name}.*(is damaged|was changed)"):
+        TextStore(path.parent)
+
+
+def test_an_edited_text_is_found_when_it_is_read(tmp_path: Path) -> None:
+    found = store(tmp_path / "s", TEXTS)
+    path = found.folder / "texts.bin"
+    path.write_bytes(path.read_bytes().replace(b"a river", b"a rivet", 1))
+    assert found["d1"] == "a river", "the other texts are as they were"
+    for read in (lambda: found["d2"], lambda: dict(TextStore(found.folder)), lambda: found.texts[:3]):
+        with pytest.raises(MAWError, match=r"texts\.bin is damaged: text 1 of 7 .* delete the folder"):
+            read()
+
+
 def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
     folder = store(tmp_path / "s", TEXTS).folder
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
-    with pytest.raises(MAWError, match="version 99, wanted 1"):
+    with pytest.raises(MAWError, match="version 99, wanted 2"):
         TextStore(folder)
 
 

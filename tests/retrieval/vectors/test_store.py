@@ -477,3 +477,24 @@ def test_what_cannot_fit_is_refused_before_it_is_begun(model, made, tmp_path, mo
     monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((*real[:2], real[2], 0, 1, *real[5:])))
     with pytest.raises(MAWError, match=r"the vectors of 23 documents need 4,416 bytes, but .* has room for"):
         encode_corpus(model, made / "corpus.jsonl", tmp_path / "vectors", EncodingSettings(dtype="float32"))
+
+
+@pytest.mark.parametrize("damage", ["ids", "vectors", "rows", "deep"])
+def test_a_manifest_with_a_missing_or_wrong_part_is_refused(copied, damage):
+    path = copied / "vectors" / "manifest.json"
+    whole = json.loads(path.read_text())
+    del whole["checksum"]  # as an earlier version wrote it
+    if damage == "rows":
+        whole["shards"][0]["rows"] = "many"
+    elif damage != "deep":
+        del whole["shards"][0][damage]
+    path.write_text("[" * 100_000 if damage == "deep" else json.dumps(whole))
+    with pytest.raises(MAWError, match=r"manifest\.json is damaged"):
+        VectorStore(copied / "vectors")
+
+
+def test_an_edited_manifest_is_refused(copied):
+    path = copied / "vectors" / "manifest.json"
+    path.write_text(path.read_text().replace('"rows": ', '"rows": 1', 1))
+    with pytest.raises(MAWError, match=r"manifest\.json was changed after it was written"):
+        VectorStore(copied / "vectors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from maw.errors import MAWError
-from maw.retrieval.data.texts import VERSION, Strings, TextStore, add_record, hash64
+from maw.retrieval.aside import Checked, checksum, write_json
+from maw.retrieval.data.texts import TEXTS, VERSION, Strings, TextStore, add_record, hash64, raw_hash
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,14 +96,13 @@ def _write(
             id_ends.append(id_ends[-1] + len(raw_id))
             text_ends.append(text_ends[-1] + len(raw_text))
             id_hashes.append(hash64(identifier))
-            text_hashes.append(hash64(text))
+            text_hashes.append(raw_hash(raw_text))
             empty += not raw_text
             add_record(content, raw_id, raw_text)
     total = len(id_hashes)
     if not total:
         raise MAWError("wanted documents to search, got none: the corpus is empty")
     distinct = count_distinct(text_hashes)
-    del text_hashes
     unsorted = np.frombuffer(id_hashes, dtype=np.uint64)
     places = unsorted.argsort(kind="stable")
     hashes = unsorted[places]
@@ -112,11 +111,12 @@ def _write(
         "id_ends": np.frombuffer(id_ends, dtype=np.uint64),
         "hashes": hashes,
         "places": places.astype(np.uint32 if total < 2**32 else np.uint64),
+        "text_hashes": np.frombuffer(text_hashes, dtype=np.uint64),
     }
     for name, values in arrays.items():
         np.save(folder / f"{name}.npy", values)
     _refuse_repeated(Strings(folder / "ids.bin", arrays["id_ends"]), hashes, places, repeated)
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    files = {path.name: _checked(path) for path in sorted(folder.iterdir())}
     manifest = {
         "version": VERSION,
         "stamp": dict(stamp),
@@ -124,7 +124,12 @@ def _write(
         "content": content.hexdigest(),
         "files": files,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    write_json(folder / "manifest.json", manifest)
+
+
+def _checked(path: Path) -> Checked:
+    """What a file must be; the texts have a checksum each and need none together."""
+    return {"bytes": path.stat().st_size, "sha256": "" if path.name == TEXTS else checksum(path)}
 
 
 def _refuse_repeated(

@@ -5,7 +5,11 @@ A store is a folder:
     texts.bin, ids.bin            all texts, and all ids, one after the other in UTF-8, in the order of the corpus
     text_ends.npy, id_ends.npy    where each of them starts; one number more than there are texts (uint64)
     hashes.npy, places.npy        the ids' 64-bit hashes in ascending order, and the position of each id
-    manifest.json                 what it was made of, how many texts there are, and the size of every file
+    text_hashes.npy               the 64-bit hash of every text, with which each is compared when it is read
+    manifest.json                 what it was made of, how many texts there are, size and checksum of every file
+
+Opening a store reads everything but the texts once, and compares checksums; a text is compared with its hash whenever
+it is read. So a file that was edited or damaged is found, and no gigabytes are read before the first text.
 
 The arrays are memory-mapped: 8.8 million texts have some 300 MB of them, which the system may drop and read again. An
 id is found by binary search among the hashes and then compared as it is, so no collision can give a wrong text. Texts
@@ -15,23 +19,26 @@ are read with `pread` and not mapped, because mapped pages count as a process's 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import weakref
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maw.errors import MAWError
+from maw.io.json import check_seal, read_json, shown
+from maw.retrieval.aside import check_file
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["TextStore", "add_record", "content_checksum", "hash64", "read_manifest"]
+__all__ = ["TextStore", "add_record", "content_checksum", "hash64", "raw_hash", "read_manifest"]
 
-VERSION = 1
-ARRAYS = ("text_ends", "id_ends", "hashes", "places")
+VERSION = 2
+ARRAYS = ("text_ends", "id_ends", "hashes", "places", "text_hashes")
+TEXTS = "texts.bin"
 BLOCK = 8192
 """Texts read at a time when the whole store is read in order."""
 LARGEST_TABLE = 2**29
@@ -46,7 +53,12 @@ def hash64(text: str) -> int:
     >>> hash64("depth")
     15668804919238924113
     """
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
+    return raw_hash(text.encode("utf-8"))
+
+
+def raw_hash(raw: bytes) -> int:
+    """`hash64` of a text from its UTF-8 bytes."""
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
 
 
 def content_checksum(texts: Mapping[str, str]) -> str:
@@ -68,32 +80,34 @@ class TextStore(Mapping[str, str]):
 
     Args:
         folder: what `maw.retrieval.data.text_writer.build_store` wrote.
+        checked: another process opened it just now, so that sizes are compared and checksums are not.
 
     Raises:
-        MAWError: it is not a store, or one of its files has another size than the manifest says.
+        MAWError: it is not a store, or one of its files is not as it was written; reading a text raises it, too.
 
     Attributes:
         manifest: `stamp` (what it was made of), `counts` (texts in all, empty ones, texts met before), `content` (see
-            `content_checksum`) and `files` (their sizes).
+            `content_checksum`) and `files` (their sizes and checksums).
         ids: the ids by position.
         texts: the texts by position.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, checked: bool = False) -> None:
         import numpy as np
 
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
-        for name, size in self.manifest["files"].items():
-            found = (self.folder / name).stat().st_size if (self.folder / name).is_file() else 0
-            if found != size:
-                raise MAWError(
-                    f"{self.folder / name} has {found} bytes, but its manifest says {size}: the store is damaged; "
-                    f"delete the folder {self.folder}, it is made anew from the corpus"
-                )
-        arrays = (np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS)
-        text_ends, id_ends, self._hashes, self._places = arrays
-        self.texts = Strings(self.folder / "texts.bin", text_ends)
+        remedy = f"Delete the folder {self.folder}, it is made anew from the corpus"
+
+        def check(name: str) -> None:
+            check_file(self.folder / name, self.manifest["files"][name], remedy, whole=not checked and name != TEXTS)
+
+        with ThreadPoolExecutor(len(self.manifest["files"])) as pool:
+            for _ in pool.map(check, self.manifest["files"]):
+                pass
+        arrays = [np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r")) for name in ARRAYS]
+        text_ends, id_ends, self._hashes, self._places, text_hashes = arrays
+        self.texts = Strings(self.folder / TEXTS, text_ends, text_hashes)
         self.ids = Strings(self.folder / "ids.bin", id_ends)
 
     @property
@@ -159,18 +173,28 @@ class TextStore(Mapping[str, str]):
         """Ids and texts, read in order."""
         return _Items(self)
 
-    def __reduce__(self) -> tuple[type[TextStore], tuple[Path]]:
-        return TextStore, (self.folder,)
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return _open_again, (self.folder,)
 
     def __repr__(self) -> str:
         return f"TextStore({str(self.folder)!r}, {len(self)} texts)"
 
 
-class Strings(Sequence[str]):
-    """Strings in one file, by position; iterating reads many at once."""
+def _open_again(folder: Path) -> TextStore:
+    return TextStore(folder, checked=True)
 
-    def __init__(self, path: Path, ends: np.ndarray) -> None:
-        self.ends = ends
+
+class Strings(Sequence[str]):
+    """Strings in one file, by position; iterating reads many at once.
+
+    Args:
+        path: the file.
+        ends: where each begins, and the last ends.
+        hashes: `hash64` of each, with which it is compared; None compares nothing.
+    """
+
+    def __init__(self, path: Path, ends: np.ndarray, hashes: np.ndarray | None = None) -> None:
+        self.ends, self.hashes = ends, hashes
         self._path = path
         self._file = os.open(path, os.O_RDONLY)  # kept, so that the file stays readable when it is replaced
         weakref.finalize(self, os.close, self._file)
@@ -183,7 +207,7 @@ class Strings(Sequence[str]):
             begin, end, step = place.indices(len(self))
             return self._block(begin, end) if step == 1 else [self[i] for i in range(begin, end, step)]
         place = range(len(self))[place]
-        return self._read(int(self.ends[place]), int(self.ends[place + 1])).decode("utf-8")
+        return self._decoded([self._read(int(self.ends[place]), int(self.ends[place + 1]))], place)[0]
 
     def __iter__(self) -> Iterator[str]:
         for begin in range(0, len(self), BLOCK):
@@ -194,7 +218,19 @@ class Strings(Sequence[str]):
             return []
         ends = self.ends[begin : end + 1].tolist()
         whole, first = self._read(ends[0], ends[-1]), ends[0]
-        return [whole[a - first : b - first].decode("utf-8") for a, b in pairwise(ends)]
+        return self._decoded([whole[a - first : b - first] for a, b in pairwise(ends)], begin)
+
+    def _decoded(self, raw: list[bytes], first: int) -> list[str]:
+        """Consecutive strings from their bytes, compared with their hashes."""
+        if self.hashes is not None:
+            wanted = self.hashes[first : first + len(raw)].tolist()
+            for place, (own, hashed) in enumerate(zip(raw, wanted, strict=True), first):
+                if raw_hash(own) != hashed:
+                    raise MAWError(
+                        f"{self._path} is damaged: text {place + 1} of {len(self)} is not the one that was written; "
+                        f"delete the folder {self._path.parent}, it is made anew from the corpus"
+                    )
+        return [own.decode("utf-8") for own in raw]
 
     def _read(self, begin: int, end: int) -> bytes:
         parts = []
@@ -227,14 +263,13 @@ class _Items(ItemsView[str, str]):
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a store; MAWError where there is none that this version reads."""
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MAWError(f"{folder} is not a store of texts: {path} cannot be read ({error})") from error
+    path, remedy = folder / "manifest.json", f"Delete the folder {folder}, it is made anew from the corpus"
+    manifest = read_json(path, remedy, wanted=dict)
     if manifest.get("version") != VERSION:
-        raise MAWError(f"{folder} is a store of version {manifest.get('version')}, wanted {VERSION}: delete the folder")
-    return manifest
+        raise MAWError(
+            f"{folder} is a store of version {shown(manifest.get('version'))}, wanted {VERSION}: delete the folder"
+        )
+    return check_seal(manifest, path, remedy, required=True)
 
 
 def add_record(digest: Any, identifier: bytes, text: bytes) -> None:

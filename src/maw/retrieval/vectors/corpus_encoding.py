@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from maw.errors import MAWError
-from maw.retrieval.aside import check_file, read_json, refuse_writing, remove_parts
+from maw.io.json import field, read_sealed
+from maw.retrieval.aside import Checked, check_file, refuse_writing, remove_parts
 from maw.retrieval.data.corpus_file import CorpusFile
 from maw.retrieval.identity import document_prompt, encoder_fingerprint, is_normalised
 from maw.retrieval.processes import own_share
@@ -226,12 +227,12 @@ def _missing(folder: Path, plan: Plan, numbers: range, *, whole: bool) -> list[i
         if not record.is_file():
             return True
         remedy = f"Delete {record} and run the same command again: only this shard is encoded anew"
-        found = read_json(record, remedy)
+        found = read_sealed(record, remedy)
         if found.get("identity") != plan.identity:
             raise MAWError(
                 f"{record} belongs to another model, corpus or settings: encode into another folder, or delete {folder}"
             )
-        check_file(shard_file(folder, number, "npy"), found["vectors"], remedy, whole=whole)
+        check_file(shard_file(folder, number, "npy"), _vectors(found, record, remedy), remedy, whole=whole)
         return False
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -239,15 +240,24 @@ def _missing(folder: Path, plan: Plan, numbers: range, *, whole: bool) -> list[i
 
 
 def _write_manifest(folder: Path, plan: Plan) -> None:
-    shards = tuple(
-        {**shard, "file": shard_file(Path(), number, "npy").as_posix(), **_vectors(folder, number)}
-        for number, shard in enumerate(plan.shards)
-    )
+    def about(number: int) -> dict[str, Any]:
+        record, remedy = shard_file(folder, number, "json"), "Delete it and run the same command again"
+        return {
+            "file": shard_file(Path(), number, "npy").as_posix(),
+            "vectors": _vectors(read_sealed(record, remedy), record, remedy),
+        }
+
+    shards = tuple({**shard, **about(number)} for number, shard in enumerate(plan.shards))
     manifest = replace(plan, shards=shards)
     path = folder / "manifest.json"
     if not path.is_file() or Plan.read(path) != manifest:
         manifest.write(path)
 
 
-def _vectors(folder: Path, number: int) -> dict[str, Any]:
-    return {"vectors": read_json(shard_file(folder, number, "json"), "Delete it and run it again")["vectors"]}
+def _vectors(found: dict[str, Any], record: Path, remedy: str) -> Checked:
+    """What the vectors of a finished shard must be, from its record."""
+    vectors = field(found, "vectors", dict, record, remedy)
+    return {
+        "bytes": field(vectors, "bytes", int, record, remedy),
+        "sha256": field(vectors, "sha256", str, record, remedy),
+    }

@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from maw.errors import MAWError
+from maw.io.json import check_seal, field, read_json, shown
 from maw.progress import counted
-from maw.retrieval.aside import Checked, read_json, write_json, write_whole
+from maw.retrieval.aside import Checked, check_file, write_json, write_whole
 from maw.retrieval.data.corpus_file import Block, CorpusFile
 from maw.retrieval.vectors.ahead import map_ahead
 from maw.retrieval.vectors.id_order import write_order
@@ -35,6 +36,7 @@ from maw.retrieval.vectors.id_order import write_order
 __all__ = ["BLOCK", "FORMAT", "Plan", "begun_files", "settle", "shard_file"]
 
 FORMAT = 1
+DTYPES = ("float16", "float32")
 BLOCK = 1024
 """Documents that are taken apart at a time."""
 
@@ -65,17 +67,33 @@ class Plan:
             MAWError: it is damaged, or of another version.
         """
         remedy = "Delete it and run the same `maw encode` again: no finished shard is encoded anew"
-        values: Any = read_json(path, remedy)
-        version = values.pop("format", None) if isinstance(values, dict) else None
+        values = read_json(path, remedy, wanted=dict)
+        version = values.get("format")
         if version != FORMAT:
             raise MAWError(
-                f"{path} has format {version}, this version of maw reads {FORMAT}: encode the corpus into another "
-                "folder"
+                f"{path} has format {shown(version)}, this version of maw reads {FORMAT}: encode the corpus into "
+                "another folder"
             )
-        try:
-            return cls(*(values[name] for name in ("model", "corpus", "settings", "order")), tuple(values["shards"]))
-        except (KeyError, TypeError) as error:
-            raise MAWError(f"{path} is damaged: it has no {error}. {remedy}") from error
+
+        check_seal(values, path, remedy)
+
+        def has(part: Any, **types: type) -> None:
+            for name, wanted in types.items():
+                field(part, name, wanted, path, remedy)
+
+        has(values, model=dict, corpus=dict, settings=dict, order=dict, shards=list)
+        has(values["model"], fingerprint=str, width=int)
+        has(values["corpus"], name=str, sha256=str, rows=int)
+        has(values["settings"], dtype=str)
+        has(values["order"], bytes=int, sha256=str)
+        for shard in values["shards"]:
+            has({"shard": shard}, shard=dict)
+            has(shard, rows=int, offset=int, ids=dict)
+            for part in (shard["ids"], *([shard["vectors"]] if isinstance(shard.get("vectors"), dict) else ())):
+                has(part, bytes=int, sha256=str)
+        if values["settings"]["dtype"] not in DTYPES or sum(shard["rows"] for shard in values["shards"]) < 1:
+            raise MAWError(f"{path} is damaged: it has no rows, or vectors of a type that is not known. {remedy}")
+        return cls(*(values[name] for name in ("model", "corpus", "settings", "order")), tuple(values["shards"]))
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
@@ -136,6 +154,7 @@ def settle(
         plan = Plan.read(path)
         _compare(folder, plan, model, settings)
         _compare_corpus(folder, plan, _checksum(corpus))
+        check_begun(folder, plan)
         return plan
     plan = _survey(folder, corpus, model, settings, executor, ahead)
     plan.write(path)
@@ -147,6 +166,18 @@ def settle(
         if path not in own:  # of an attempt that came to no plan
             path.unlink(missing_ok=True)
     return written
+
+
+def check_begun(folder: Path, plan: Plan) -> None:
+    """Check the files that were written before a plan.
+
+    Raises:
+        MAWError: one of them is not as it was written.
+    """
+    remedy = f"Delete {folder / 'plan.json'} and run the same `maw encode` again: no finished shard is encoded anew"
+    check_file(folder / "order.npy", plan.order, remedy)
+    for number, shard in enumerate(plan.shards):
+        check_file(shard_file(folder, number, "ids.txt"), shard["ids"], remedy)
 
 
 def _survey(

@@ -49,7 +49,7 @@ class VectorStore:
         self.starts = self.plan.starts
         self.dtype = np.dtype(self.plan.settings["dtype"])
         self.shape = (int(self.starts[-1]), int(self.plan.model["width"]))
-        self.order: np.ndarray = np.load(self.folder / "order.npy", mmap_mode="r")
+        self.order: np.ndarray = _mapped(self.folder / "order.npy")
         self._mapped: OrderedDict[int, np.ndarray] = OrderedDict()
         self._names: OrderedDict[int, tuple[bytes, np.ndarray]] = OrderedDict()
 
@@ -74,7 +74,7 @@ class VectorStore:
         vectors = self._mapped.pop(number, None)
         if vectors is None:
             path = shard_file(self.folder, number, "npy")
-            vectors = np.load(path, mmap_mode="r")
+            vectors = _mapped(path)
             wanted = (self.plan.shards[number]["rows"], self.shape[1]), self.dtype
             if (vectors.shape, vectors.dtype) != wanted:
                 raise MAWError(f"{path} holds {vectors.dtype} of shape {vectors.shape}, wanted {wanted}: it is damaged")
@@ -127,6 +127,14 @@ class VectorStore:
         return entry
 
 
+def _mapped(path: Path) -> np.ndarray:
+    """An array on the disk."""
+    try:
+        return np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise MAWError(f"{path} is damaged: it holds no array ({error}). Search without --skip-checksums") from error
+
+
 def _complete_plan(folder: Path) -> Plan:
     if (folder / "manifest.json").is_file():
         return Plan.read(folder / "manifest.json")
@@ -143,6 +151,10 @@ def _check(folder: Path, plan: Plan, *, whole: bool) -> None:
     again = "run the same `maw encode` again: nothing else is encoded anew"
     files = [(folder / "order.npy", plan.order, f"Delete {folder / 'plan.json'} and {again}")]
     for number, shard in enumerate(plan.shards):
+        if "vectors" not in shard:
+            raise MAWError(
+                f"{folder / 'manifest.json'} is damaged: its shard {number} has no vectors. Delete it and {again}"
+            )
         record = shard_file(folder, number, "json")
         files.append((shard_file(folder, number, "npy"), shard["vectors"], f"Delete {record} and {again}"))
         files.append((shard_file(folder, number, "ids.txt"), shard["ids"], files[0][2]))
