@@ -120,12 +120,12 @@ MATHEMATICS = {
 }
 PARTS = {
     "module": MATHEMATICS,
-    "hf": MATHEMATICS | {"module"},
+    "hf": MATHEMATICS | {"io", "module"},
     "inspection": MATHEMATICS | {"module", "hf"},
     "collapse": set(),
     "progress": set(),
-    "retrieval": MATHEMATICS | {"module", "hf", "collapse", "progress"},
-    "benchmark": MATHEMATICS | {"module", "hf", "collapse", "retrieval"},
+    "retrieval": MATHEMATICS | {"io", "module", "hf", "collapse", "progress"},
+    "benchmark": MATHEMATICS | {"io", "module", "hf", "collapse", "retrieval"},
     "display": {"errors", "inspection", "retrieval"},
 }
 """Part -> what it may import; the rest is the terminal, which may import everything."""

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from maw.errors import MAWError
 
@@ -101,7 +101,7 @@ def parse_json(raw: bytes | str, name: str, remedy: str = "", *, wanted: type[T]
         value: Any = json.loads(text, object_pairs_hook=_object)
         deep = _depth(value) > DEEPEST
     except RecursionError:
-        deep, value = True, None
+        deep, value = True, cast("Any", None)
     except _Twice as error:
         raise MAWError(_sentences(f"{name} is damaged: the key {error} comes twice in one object", remedy)) from None
     except ValueError as error:
