@@ -85,6 +85,8 @@ class TrainingOptions:
     negative_files: Annotated[tuple[Path, ...] | None, tyro.conf.arg(metavar="FILE...")] = None
     """Triples or rankings, of given; else the data's own."""
     gradient_checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the saved weights; default: as loaded."""
     save_steps: Annotated[int | None, tyro.conf.arg(name="save-every", metavar="STEPS")] = None
     """Save after every so many steps too, not epochs alone."""
 

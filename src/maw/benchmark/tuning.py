@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from maw.errors import MAWError
 from maw.hf.attach import attach
 from maw.hf.lora import lora_config, merge_lora
+from maw.hf.weights import in_full, set_weights_type, weights_type
 from maw.retrieval.aside import saying_that_the_disk_is_full
 from maw.retrieval.training.fine_tuning import count_parameters, train
 from maw.retrieval.training.model_card import write_model_card
@@ -53,6 +54,8 @@ def tune(
 ) -> Tuned:
     """Make `model` the variant and train it, in place.
 
+    Weights in half precision are trained in float32; afterwards they have the type that they are to be saved in.
+
     Args:
         model: the encoder as it comes.
         variant: a tuned variant.
@@ -69,6 +72,8 @@ def tune(
         MAWError: the variant is not trained, or anything `attach` and `train` refuse.
     """
     _check_trained(variant)
+    loaded = in_full(model)
+    types = {"loaded": loaded, "trained": weights_type(model), "saved": settings.dtype or loaded}
     hard = find_negatives(dataset, settings, model, work / "negatives" if negatives is None else negatives)
     config = prepare(model, variant, maw, settings)
     parameters = count_parameters(model)
@@ -78,6 +83,9 @@ def tune(
     outcome["seeds"] |= seeds
     if variant.tuning == "lora" and config is None:
         merge_lora(model)  # a plain host again; beside MAW the adapter stays, in the same folder
+    if types["saved"] != types["trained"]:  # what is measured from here on is what is saved
+        set_weights_type(model, types["saved"])
+    outcome["dtype"] = types
     return Tuned(model, variant, config, settings, parameters, outcome)
 
 

@@ -39,7 +39,9 @@ class MAWModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _keep_in_fp32_modules_strict: set[str] | list[str] | None = ["maw"]  # noqa: RUF012 (as Transformers declares it)
+    _keep_in_fp32_modules_strict: set[str] | list[str] | None = [  # noqa: RUF012 (as Transformers declares it)
+        *("maw", "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
+    ]
 
     def __init__(self, config: MAWModelConfig, backbone: PreTrainedModel | None = None) -> None:
         if backbone is None:  # before anything else: the host chooses its attention implementation
@@ -117,6 +119,13 @@ class MAWModel(PreTrainedModel):
         if isinstance(attn_implementation, dict):
             attn_implementation = attn_implementation.get("backbone", attn_implementation)
         self.backbone.set_attn_implementation(attn_implementation, *args, **kwargs)
+
+    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
+        """As Transformers does, in the type that `peft.get_peft_model` gives adapters: float32 in any host."""
+        from peft.tuners.tuners_utils import cast_adapter_dtype
+
+        super().add_adapter(adapter_config, adapter_name)
+        cast_adapter_dtype(self, adapter_name or "default")
 
     def get_input_embeddings(self) -> nn.Module:
         """The host's token embeddings."""

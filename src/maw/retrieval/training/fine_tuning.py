@@ -26,6 +26,7 @@ from transformers import PrinterCallback, ProgressCallback
 from maw.errors import MAWError
 from maw.hf.attach import carried, maw_layers
 from maw.hf.calibration import calibrating
+from maw.hf.weights import in_full
 from maw.progress import showing
 from maw.retrieval.evaluation.development import METRIC, DevEvaluator
 from maw.retrieval.identity import encoder_fingerprint
@@ -70,6 +71,9 @@ def train(
     With `MAWConfig.calibrate` it first encodes `CALIBRATION_PAIRS` pairs, from which the selectors start
     (`maw.hf.calibration`).
 
+    Weights in half precision are put into float32 first, or small steps would be lost, and stay in it: whoever saves
+    them chooses their type (`maw.hf.weights.set_weights_type`).
+
     Under `torchrun` or `accelerate launch` every process trains on its share of one batch, with its own dropout and
     depth noise, and ends with the same weights.
 
@@ -90,6 +94,7 @@ def train(
         MAWError: no training pairs, a batch larger than the training set, negatives without `hard_negatives`, a
             checkpoint of another training in the folder, or a loss that is not finite.
     """
+    in_full(model)
     pairs = dataset.training_pairs(settings.positives_per_query, settings.seed)
     has_dev = dataset.dev_split is not None
     arguments = _arguments(model, folder, settings, has_dev=has_dev)
@@ -210,7 +215,7 @@ def _identity(
     for row in batches.texts.rows:
         data.update("\0".join(row).encode())
     packages = ("torch", "transformers", "sentence-transformers", "maw-attention")
-    no_part = ("save_steps", "negative_files")  # what is in the files is in the rows
+    no_part = ("save_steps", "negative_files", "dtype")  # what is in the files is in the rows
     return {
         "settings": {name: value for name, value in asdict(settings).items() if name not in no_part},
         "encoder": encoder_fingerprint(model),

@@ -44,6 +44,7 @@ def write_model_card(
         f"Fine-tuned from `{base}` on `{dataset['name']}` (licence of the data: {licence}). "
         "The licence of the base model applies to these weights too.",
         "",
+        *_types(settings.get("dtype")),
         "```python",
         f"{use}from sentence_transformers import SentenceTransformer\n",
         'model = SentenceTransformer("this folder")',
@@ -61,3 +62,13 @@ def write_model_card(
     shown = json.dumps({"training": dict(settings), "maw": maw}, indent=1, default=lambda file: file.name)
     lines += ["## Settings", "", "```json", shown, "```", ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _types(types: Mapping[str, str] | str | None) -> list[str]:
+    """Which types the weights were loaded, trained and saved in, where that is known."""
+    if not isinstance(types, Mapping):
+        return []
+    return [
+        f"The weights were loaded in {types['loaded']}, trained in {types['trained']} and saved in {types['saved']}.",
+        "",
+    ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from maw.errors import MAWError
+from maw.hf.weights import TYPES
 
 __all__ = ["TrainingSettings"]
 
@@ -26,6 +27,7 @@ class TrainingSettings:
             by the model as it is before training; None asks for no distance.
         negative_files: the files of "given" (`NegativeSettings.files`); none takes those that came with the data.
         dev_documents: what the dev split is searched in during training.
+        dtype: the type that weights are saved in; None is the one they were loaded in. They are trained in float32.
         save_steps: save a checkpoint after every so many steps too, not after every epoch alone.
         seed: of every draw: order, dropout, depth noise, positives, negatives that are missing, dev documents.
     """
@@ -45,6 +47,7 @@ class TrainingSettings:
     negative_files: tuple[Path, ...] = ()
     dev_documents: int = 2000
     gradient_checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
     save_steps: int | None = None
     seed: int = 0
 
@@ -60,6 +63,8 @@ class TrainingSettings:
             raise MAWError(f"hard_negatives must be 0 or more, got {self.hard_negatives}")
         if self.negatives not in ("bm25", "model", "given"):
             raise MAWError(f"negatives must be bm25, model or given, got {self.negatives!r}")
+        if self.dtype is not None and self.dtype not in TYPES:
+            raise MAWError(f"dtype must be one of {', '.join(TYPES)}, got {self.dtype!r}")
         self._check_negatives()
         for name in ("learning_rate", "similarity_scale"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
