@@ -1,6 +1,7 @@
 """What a host with MAW may be given: one text a row, each beginning at position 0.
 
 `watch` puts a hook before the host's forward that sees to both, and to a token in every text, once for all layers.
+The first forward of a training also warns where MAW is frozen (`maw.hf.training_state`).
 
 - Several texts flattened into one row have one state and one set of depth weights between them: refused.
 - MAW transforms queries after they were rotated, so its logits depend on the positions themselves, not only on their
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 
 from maw.errors import MAWError
 from maw.hf.hosts import family_of
+from maw.hf.training_state import is_training_step, warn_if_maw_is_frozen
 from maw.shapes import check_real_keys, require_all
 
 __all__ = ["positions_from_first_token", "unwatch", "watch"]
@@ -35,6 +37,7 @@ def watch(host: PreTrainedModel) -> None:
 def unwatch(host: PreTrainedModel) -> None:
     """The inverse of `watch`."""
     vars(host).pop("maw_inputs").remove()
+    vars(host).pop("maw_training_began", None)
 
 
 def positions_from_first_token(attention_mask: Int[Tensor, "B K"]) -> Int[Tensor, "B K"]:
@@ -48,6 +51,9 @@ def positions_from_first_token(attention_mask: Int[Tensor, "B K"]) -> Int[Tensor
 
 
 def _prepare(host: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if is_training_step(host) and not vars(host).get("maw_training_began"):
+        vars(host)["maw_training_began"] = True
+        warn_if_maw_is_frozen(host)
     names = inspect.signature(host.forward).parameters if args else ()
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     flattened = [name for name in FLATTENED if given.get(name) is not None]

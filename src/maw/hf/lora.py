@@ -105,8 +105,9 @@ def restore_adapter(model: PreTrainedModel, settings: dict[str, Any]) -> None:
         from peft import PeftConfig
     except ImportError:
         raise MAWError("this folder holds a LoRA adapter: install peft (pip install peft) to load it") from None
+    from transformers import PreTrainedModel
 
-    model.add_adapter(PeftConfig.from_peft_type(**settings))
+    PreTrainedModel.add_adapter(model, PeftConfig.from_peft_type(**settings))  # of older folders any adapter
     # Transformers would otherwise look for adapter files while it loads this model's own weights.
     model._hf_peft_config_loaded = False
 

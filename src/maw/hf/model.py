@@ -135,6 +135,24 @@ class MAWModel(PreTrainedModel):
         """Set the host's token embeddings."""
         self.backbone.set_input_embeddings(value)
 
+    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
+        """Add a PEFT adapter beside MAW, which stays trainable in full.
+
+        Args:
+            adapter_config: such as `maw.lora_config(model)`.
+            adapter_name: None is "default".
+
+        Raises:
+            MAWError: the adapter would freeze MAW, or sit inside it: its `modules_to_save` does not name "maw".
+        """
+        if "maw" not in (getattr(adapter_config, "modules_to_save", None) or ()):
+            raise MAWError(
+                "this adapter would freeze MAW: its modules_to_save does not name 'maw'. Take maw.lora_config(model, "
+                f"...) with the same arguments, or give the {type(adapter_config).__name__} modules_to_save=['maw']; "
+                "to train the adapter alone, freeze MAW afterwards by requires_grad_(False)"
+            )
+        super().add_adapter(adapter_config, adapter_name)
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save everything into one folder: host, MAW and, where there is one, the adapter."""
         adapters = getattr(self, "peft_config", {})

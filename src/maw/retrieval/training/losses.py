@@ -23,6 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from maw.auxiliary import add_loss_beside, scale_gradient
 from maw.errors import MAWError
 from maw.hf.in_place import LayersInPlace
+from maw.hf.training_state import check_maw_is_trained
 from maw.records import Rollout
 from maw.retrieval.training.rollouts import Rollouts, wants_rollouts
 
@@ -82,6 +83,7 @@ class AuxiliaryLoss(nn.Module):
         """Samples of earlier optimiser steps, replayed by every loss of this one."""
         self.fresh: list[Kept] = []
         """Samples of this optimiser step's losses so far."""
+        self.began = False
         self.steps: int | None = None
         self.losses = 0
 
@@ -93,13 +95,17 @@ class AuxiliaryLoss(nn.Module):
         """The wrapped loss.
 
         Raises:
-            MAWError: samples are kept for later updates, and no optimiser step comes; the reward needs rollouts, and
-                the model or the loss allows none (`maw.retrieval.training.rollouts`); or the temperature moves, and
-                nobody says how far training is.
+            MAWError: MAW is frozen, as by an adapter; samples are kept for later updates, and no optimiser
+                step comes; the reward needs rollouts, and the model or the loss allows none
+                (`maw.retrieval.training.rollouts`); or the temperature moves, and nobody says how far
+                training is.
         """
         numbered = enumerate(self.layers())
         training = {place: layer for place, layer in numbered if layer.training and torch.is_grad_enabled()}
         layers = list(training.values())
+        if layers and not self.began:
+            check_maw_is_trained(self.model)
+            self.began = True
         _check_progress(layers)
         for layer in layers:
             layer.gradient_scale.texts = 0

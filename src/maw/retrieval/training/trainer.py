@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader
 from maw.collapse import USAGES, Finding, Watch
 from maw.errors import MAWError
 from maw.hf.attach import carried
+from maw.hf.training_state import check_maw_is_trained
 from maw.retrieval.aside import saying_that_the_disk_is_full
 from maw.retrieval.training.batches import Batches, Collator, chained
 from maw.retrieval.training.checkpoints import checkpoint, mark_whole, remove_checkpoint, remove_checkpoints
@@ -86,6 +87,7 @@ class Trainer(SentenceTransformerTrainer):
                 "steps: install the version that constraints.txt names"
             )
         super().__init__(**options)
+        check_maw_is_trained(self.model)
         self.data_collator.preprocess_fn = preprocessing(self.model)
         self.batches = batches
         self.log_file = log_file
