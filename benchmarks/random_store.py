@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from maw.retrieval.aside import npy_header, write_json, write_whole
+from maw.io.atomic import write_json, write_whole
 from maw.retrieval.vectors.id_order import write_order
+from maw.retrieval.vectors.npy import npy_header
 from maw.retrieval.vectors.plan import Plan, shard_file
 
 __all__ = ["make_store", "unit_vectors"]

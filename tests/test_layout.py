@@ -10,7 +10,7 @@ import pytest
 RETRIEVAL = Path(__file__).resolve().parents[1] / "src" / "maw" / "retrieval"
 MIRROR = Path(__file__).resolve().parent / "retrieval"
 
-GROUND = {"aside", "identity", "models", "processes"}
+GROUND = {"identity", "models", "processes"}
 """Single files that every room may use and that use none."""
 
 ROOMS = {
@@ -123,10 +123,11 @@ PARTS = {
     "hf": MATHEMATICS | {"io", "module"},
     "inspection": MATHEMATICS | {"module", "hf"},
     "collapse": set(),
+    "io": {"errors"},
     "progress": set(),
-    "retrieval": MATHEMATICS | {"io", "module", "hf", "collapse", "progress"},
-    "benchmark": MATHEMATICS | {"io", "module", "hf", "collapse", "retrieval"},
-    "display": {"errors", "inspection", "retrieval"},
+    "retrieval": MATHEMATICS | {"module", "hf", "collapse", "io", "progress"},
+    "benchmark": MATHEMATICS | {"module", "hf", "collapse", "io", "retrieval"},
+    "display": {"errors", "inspection", "io", "retrieval"},
 }
 """Part -> what it may import; the rest is the terminal, which may import everything."""
 

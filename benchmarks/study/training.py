@@ -31,7 +31,7 @@ from maw.commands import quiet_libraries
 from maw.config import MAWConfig
 from maw.hf.attach import attach, carried, maw_layers
 from maw.hf.lora import lora_config
-from maw.retrieval.aside import write_json
+from maw.io.atomic import write_json
 from maw.retrieval.identity import fingerprint
 from maw.retrieval.models import load_encoder
 from maw.retrieval.training.fine_tuning import count_parameters, train

@@ -29,7 +29,7 @@ def train(command: TrainCommand, dataset_name: str) -> int:
     from maw.benchmark.tuning import save_model, tune
     from maw.benchmark.variants import VARIANTS
     from maw.collapse import Finding
-    from maw.retrieval.aside import alone_in
+    from maw.io.locks import alone_in
     from maw.retrieval.data.loading import load_dataset
     from maw.retrieval.data.report import render_report
     from maw.retrieval.models import choose_own_device, load_encoder

@@ -16,9 +16,9 @@ from maw.benchmark.plan import Benchmark
 from maw.benchmark.runner import Runner
 from maw.cli import main
 from maw.errors import MAWError
-from maw.retrieval.aside import alone_in
+from maw.io.locks import alone_in
 
-HOLD = "import pathlib, sys; from maw.retrieval.aside import alone_in\nwith alone_in(pathlib.Path(sys.argv[1])):\n"
+HOLD = "import pathlib, sys; from maw.io.locks import alone_in\nwith alone_in(pathlib.Path(sys.argv[1])):\n"
 HOLD += "    print('held', flush=True); sys.stdin.read()"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maw.benchmark.per_query import Pair, PerQuery, pair, read_per_query
-from maw.retrieval.training.checkpoints import write_aside
+from maw.io.atomic import write_text
 
 if TYPE_CHECKING:
     from maw.retrieval.data.dataset import RetrievalDataset
@@ -47,7 +47,7 @@ def write_moved(folder: Path, comparisons: Sequence[Mapping[str, Any]], dataset:
     }
     texts = {document: cut(dataset.documents[document]) for document in sorted(shown) if document in dataset.documents}
     whole = {"schema": SCHEMA, "comparisons": entries, "documents": texts}
-    write_aside(folder / FILE, json.dumps(whole, indent=1, ensure_ascii=False))
+    write_text(folder / FILE, json.dumps(whole, indent=1, ensure_ascii=False))
 
 
 def cut(text: str) -> str:

@@ -6,7 +6,6 @@ what there is. The page loads nothing, runs no script, and escapes all it shows.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +18,7 @@ from maw.benchmark.pairs import pairs
 from maw.benchmark.svg import Plot
 from maw.benchmark.training_logs import Log
 from maw.errors import MAWError
+from maw.io.atomic import write_text
 
 __all__ = ["SCHEMA", "write_report"]
 
@@ -62,12 +62,7 @@ def write_report(folder: Path) -> Path:
     folder = Path(folder)
     page = _render(read_folder(folder))
     target = folder / "report.html"
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(page, encoding="utf-8", newline="\n")
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_text(target, page)
     return target
 
 

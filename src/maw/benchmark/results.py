@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import statistics
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from maw.benchmark import formats
 from maw.benchmark.comparison import Comparison, compare, correct
 from maw.benchmark.variants import VARIANTS
 from maw.collapse import below_untuned
+from maw.io.atomic import atomic_write
 
 __all__ = [
     "comparisons",
@@ -176,9 +176,8 @@ def write_per_query(path: Path, states: Sequence[dict[str, Any]]) -> None:
         for query in next(iter(per_query.values()))
     ]
     names = list(dict.fromkeys(name for row in rows for name in row))  # splits may have measures of their own
-    aside = path.with_name(f".{path.name}.part")
-    pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), aside)
-    os.replace(aside, path)
+    with atomic_write(path, "wb") as file:
+        pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), file)
 
 
 def results_table(rows: Sequence[dict[str, Any]], metrics: Sequence[str]) -> Table:

@@ -30,7 +30,8 @@ from maw.benchmark.results import (
 from maw.benchmark.states import finished_runs, read_states, state_file
 from maw.benchmark.usage import depth_usage
 from maw.errors import MAWError
-from maw.retrieval.aside import LOCK, alone_in
+from maw.io.atomic import write_text
+from maw.io.locks import LOCK, alone_in
 from maw.retrieval.evaluation.assessment import dense_rankings
 from maw.retrieval.evaluation.measures import Evaluation, default_measures, evaluate
 from maw.retrieval.identity import encoder_fingerprint
@@ -38,7 +39,7 @@ from maw.retrieval.models import choose_device, load_encoder
 from maw.retrieval.ranking.bm25 import bm25_run
 from maw.retrieval.ranking.runs import check_run_ids, write_run
 from maw.retrieval.ranking.truncation import dataset_truncation
-from maw.retrieval.training.checkpoints import remove_checkpoints, write_aside
+from maw.retrieval.training.checkpoints import remove_checkpoints
 from maw.retrieval.training.negatives import file_checksum
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ class Runner:
             state["metrics"][split], state["per_query"][split] = evaluation.means, evaluation.per_query
             (self.folder / "runs").mkdir(exist_ok=True)
             write_run(self.folder / "runs" / f"{run.name}-{split.replace('/', '-')}.trec", ranking, run.name)
-        write_aside(state_file(self.folder, run), json.dumps(state))
+        write_text(state_file(self.folder, run), json.dumps(state))
 
     def _tune(self, run: PlannedRun) -> tuple[dict[str, Ranking], Cost, dict[str, Any]]:
         from maw.benchmark.tuning import save_model, tune
@@ -236,7 +237,7 @@ class Runner:
         try:
             begun = {**self.identity, "started": _now(), "command": self.command}
             if not (self.folder / MARKER).is_file():
-                write_aside(self.folder / MARKER, json.dumps(begun, indent=1))
+                write_text(self.folder / MARKER, json.dumps(begun, indent=1))
             (self.folder / "state").mkdir(exist_ok=True)
         except OSError as error:
             raise MAWError(f"cannot write to {self.folder}: {error.strerror}; give another --output") from error
@@ -282,7 +283,7 @@ class Runner:
             "data": dict(self.dataset.checksums),
             "seconds": sum(state["seconds"] for state in states),
         }
-        write_aside(self.folder / "results.json", json.dumps(results, indent=1, default=str))
+        write_text(self.folder / "results.json", json.dumps(results, indent=1, default=str))
         write_per_query(self.folder / "per_query.parquet", states)
         if results["finished"]:
             write_moved(self.folder, results["comparisons"], self.dataset)

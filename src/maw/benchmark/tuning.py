@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from maw.errors import MAWError
 from maw.hf.attach import attach
 from maw.hf.lora import lora_config, merge_lora
 from maw.hf.weights import in_full, set_weights_type, weights_type
-from maw.retrieval.aside import saying_that_the_disk_is_full
+from maw.io.atomic import atomic_folder
+from maw.io.failures import saying_what_cannot_be_written
 from maw.retrieval.training.fine_tuning import count_parameters, train
 from maw.retrieval.training.model_card import write_model_card
 from maw.retrieval.training.rows import find_negatives
@@ -129,22 +129,15 @@ def save_model(
     Raises:
         MAWError: the disk is full; nothing is left behind.
     """
-    aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
     settings = asdict(tuned.settings) | {name: tuned.outcome[name] for name in tuned.outcome if name != "selector"}
-    try:
-        with saying_that_the_disk_is_full(folder):
-            tuned.model.save_pretrained(str(aside), create_model_card=False)
-            write_model_card(
-                aside,
-                base=base,
-                dataset=dataset.report(),
-                variant=f"{tuned.variant.name}: {tuned.variant.text}",
-                maw=None if tuned.config is None else tuned.config.to_dict(),
-                settings=settings,
-                metrics=metrics,
-            )
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with saying_what_cannot_be_written(folder), atomic_folder(folder) as aside:
+        tuned.model.save_pretrained(str(aside), create_model_card=False)
+        write_model_card(
+            aside,
+            base=base,
+            dataset=dataset.report(),
+            variant=f"{tuned.variant.name}: {tuned.variant.text}",
+            maw=None if tuned.config is None else tuned.config.to_dict(),
+            settings=settings,
+            metrics=metrics,
+        )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from maw.display.heatmap import COLOURS, shortened
 from maw.display.wording import percent, title_of
 from maw.errors import MAWError
 from maw.inspection import Inspection, Text
+from maw.io.atomic import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,22 +41,18 @@ def save_pictures(inspection: Inspection, folder: Path) -> list[Path]:
     written = []
     for number, text in enumerate(inspection.texts, start=1):
         target = folder / f"text-{number}.png"
-        aside = folder / f".{target.name}.part"
-        try:
-            draw_text(text, aside)
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
+        with atomic_write(target, "wb") as file:
+            draw_text(text, file)
         written.append(target)
     return written
 
 
-def draw_text(text: Text, file: Path, *, dots_per_inch: int = 110) -> None:
+def draw_text(text: Text, file: Path | IO[bytes], *, dots_per_inch: int = 110) -> None:
     """Draw one text into a PNG file.
 
     Args:
         text: what is shown.
-        file: where to.
+        file: where to: a path, or a file that is open for writing bytes.
         dots_per_inch: size of the picture; it is 9.2 inches wide.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from maw.display.pictures import save_pictures
 from maw.display.terminal import print_inspection
 from maw.errors import MAWError
 from maw.inspection import inspect
+from maw.io.atomic import write_text
 from maw.retrieval.data.lines import read_lines, refuse
 from maw.retrieval.models import choose_device, load_encoder
 
@@ -117,7 +117,7 @@ def show(request: Request, console: Console) -> None:
         print(f"maw: text {number} is empty and left out: the others are numbered without it", file=sys.stderr)
     written = []
     if request.html is not None:
-        _write(request.html, render_page(found, request.model))
+        write_text(request.html, render_page(found, request.model))
         written.append(request.html)
     if request.png is not None:
         written += save_pictures(found, request.png)
@@ -129,12 +129,3 @@ def show(request: Request, console: Console) -> None:
     print_inspection(console, found, request.model)
     for path in written:
         console.print(f"written: {path}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _write(target: Path, page: str) -> None:
-    aside = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        aside.write_text(page, encoding="utf-8", newline="\n")
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)

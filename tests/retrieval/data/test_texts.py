@@ -293,7 +293,7 @@ keep_on_disk(Path(sys.argv[1]) / "s", Origin("toy", {}), records, None)
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert killed.returncode == -signal.SIGKILL
     (left,) = tmp_path.glob(".s.*.part")
-    others = [tmp_path / ".s.1.2.part", tmp_path / ".t.1.part"]  # of the stores s.1 and t
+    others = [tmp_path / left.name.replace(".s.", f".{name}.", 1) for name in ("s.1", "t")]
     for other in others:
         other.mkdir()
     keep_on_disk(tmp_path / "s", Origin("toy", {}), lambda: iter([("a", "text")]), refuse)

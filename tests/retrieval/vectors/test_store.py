@@ -15,7 +15,7 @@ from toys import WORDS, encoder, small_disk
 
 import maw
 from maw.errors import MAWError
-from maw.retrieval import aside
+from maw.io.checked import checksum
 from maw.retrieval.processes import own_share
 from maw.retrieval.ranking.dense import dense_runs, encode
 from maw.retrieval.vectors.corpus_encoding import EncodingSettings, encode_corpus
@@ -79,7 +79,7 @@ def test_rows_are_read_across_shards(made, begin, end):
 def test_the_manifest_says_what_it_was_made_of(model, made):
     manifest = json.loads((made / "vectors" / "manifest.json").read_text())
     assert manifest["format"] == 1
-    assert manifest["corpus"] == {"name": "corpus.jsonl", "sha256": aside.checksum(made / "corpus.jsonl"), "rows": 23}
+    assert manifest["corpus"] == {"name": "corpus.jsonl", "sha256": checksum(made / "corpus.jsonl"), "rows": 23}
     assert manifest["settings"] == {
         "dtype": "float32",
         "precision": "float32",
@@ -91,7 +91,7 @@ def test_the_manifest_says_what_it_was_made_of(model, made):
     assert [shard["rows"] for shard in manifest["shards"]] == [6, 6, 6, 5]
     for shard in manifest["shards"]:
         path = made / "vectors" / shard["file"]
-        assert shard["vectors"] == {"bytes": path.stat().st_size, "sha256": aside.checksum(path)}
+        assert shard["vectors"] == {"bytes": path.stat().st_size, "sha256": checksum(path)}
 
 
 def test_float16_is_the_float32_vector_rounded(model, made, tmp_path):

@@ -11,16 +11,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
 from maw.errors import MAWError
+from maw.io.atomic import remove_parts
+from maw.io.locks import locked
 from maw.progress import tracked
 from maw.retrieval.data.lines import refuse
-from maw.retrieval.data.text_writer import Records, build_store, remove_unfinished
+from maw.retrieval.data.text_writer import Records, build_store
 from maw.retrieval.data.texts import TextStore, read_manifest
 
 __all__ = ["IN_MEMORY", "Origin", "cache_folder", "file_origin", "hold_file", "hold_texts", "keep_on_disk"]
@@ -110,7 +112,7 @@ def keep_on_disk(
         MAWError: the folder cannot be written, or reading raises it.
     """
     with _locked(folder):
-        remove_unfinished(folder)
+        remove_parts(folder.parent, folder.name, of_all=True)  # nobody else can be writing it
         kept = _kept(folder, origin)
         return build_store(folder, records(), _Stamp(origin), repeated) if kept is None else kept
 
@@ -175,16 +177,13 @@ def _kept(folder: Path, origin: Origin) -> TextStore | None:
 @contextmanager
 def _locked(folder: Path) -> Generator[None]:
     """Wait until no other process makes this store."""
-    import fcntl
-
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = folder.with_suffix(".lock").open("w")
-    except OSError as error:
-        raise MAWError(
-            f"cannot write the store {folder}: {error.strerror or error}: it needs a folder that can be written; that "
-            "of corpora is the environment variable MAW_CACHE"
-        ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with ExitStack() as until_done:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            until_done.enter_context(locked(folder.with_suffix(".lock")))
+        except OSError as error:
+            raise MAWError(
+                f"cannot write the store {folder}: {error.strerror or error}: it needs a folder that can be written; "
+                "that of corpora is the environment variable MAW_CACHE"
+            ) from error
         yield

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-import shutil
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from maw.errors import MAWError
-from maw.retrieval.aside import Checked, checksum, write_json
+from maw.io.atomic import Checked, atomic_folder, write_json
+from maw.io.checked import checksum
 from maw.retrieval.data.texts import TEXTS, VERSION, Strings, TextStore, add_record, hash64, raw_hash
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Records", "build_store", "count_distinct", "remove_unfinished"]
+__all__ = ["Records", "build_store", "count_distinct"]
 
 Records: TypeAlias = Iterable[tuple[str, str]]
 """(id, text), in the order of the corpus."""
@@ -39,14 +37,10 @@ def build_store(
     Raises:
         MAWError: there is no record, or the folder cannot be written.
     """
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        _write(aside, _marked(records), stamp, repeated)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.replace(folder)
+        with atomic_folder(folder) as aside:
+            _write(aside, _marked(records), stamp, repeated)
     except _SourceFailure as failure:
         raise failure.__cause__ or failure from None
     except OSError as error:
@@ -54,17 +48,7 @@ def build_store(
             f"cannot write the store {folder}: {error.strerror or error}: it needs a folder that can be written and "
             "has room for it; that of corpora is the environment variable MAW_CACHE"
         ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return TextStore(folder)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what writers of this store left when they were killed; call it where nobody else can be writing it."""
-    name = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.part")
-    for path in folder.parent.iterdir():
-        if name.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 class _SourceFailure(Exception):

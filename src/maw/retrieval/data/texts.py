@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maw.errors import MAWError
+from maw.io.checked import check_file
 from maw.io.json import check_seal, read_json, shown
-from maw.retrieval.aside import check_file
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from maw.errors import MAWError
-from maw.retrieval.aside import write_whole
+from maw.io.atomic import write_whole
 from maw.retrieval.data.checks import lacking
 from maw.retrieval.data.judgements import read_judgements
 from maw.retrieval.evaluation.measures import Evaluation, default_measures, evaluate

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from maw.errors import MAWError
+from maw.io.atomic import write_whole
 from maw.progress import tracked
-from maw.retrieval.aside import write_whole
 from maw.retrieval.ranking.run_lines import run_lines
 
 if TYPE_CHECKING:

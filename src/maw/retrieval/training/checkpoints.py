@@ -8,14 +8,13 @@ process that was killed, and is passed over. The first thing removed is the mark
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from maw.errors import MAWError
-from maw.retrieval.aside import remove_parts, write_whole
+from maw.io.atomic import bring_to_disk, remove_parts, write_text
 
 __all__ = [
     "check_identity",
@@ -27,7 +26,6 @@ __all__ = [
     "remove_checkpoints",
     "shorten_log",
     "step_of",
-    "write_aside",
 ]
 
 MARKER = "whole.json"
@@ -61,10 +59,9 @@ def mark_whole(path: Path, processes: int) -> None:
         )
     sizes = {}
     for file in _files(path):
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+        bring_to_disk(file)
         sizes[file.relative_to(path).as_posix()] = file.stat().st_size
-    write_aside(path / MARKER, json.dumps(sizes, indent=1))
+    write_text(path / MARKER, json.dumps(sizes, indent=1))
 
 
 def is_whole(path: Path) -> bool:
@@ -110,7 +107,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any], resumed: Path | No
     file = folder / IDENTITY
     own = json.loads(json.dumps(identity))
     if resumed is None:
-        write_aside(file, json.dumps(own, indent=1))
+        write_text(file, json.dumps(own, indent=1))
         return
     started = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     names = sorted(name for name in own.keys() | started.keys() if own.get(name) != started.get(name))
@@ -141,13 +138,8 @@ def shorten_log(log_file: Path, step: int | None, processes: int) -> list[str]:
             kept.append(line + "\n")
             data = entry.get("data", data)
     if lines:
-        write_aside(log_file, "".join(kept))
+        write_text(log_file, "".join(kept))
     return data
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a text so that the file is either the old one or the whole new one, whatever happens meanwhile."""
-    write_whole(path, [text.encode()])
 
 
 def _files(path: Path) -> list[Path]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maw.io.atomic import write_text
+
 __all__ = ["write_model_card"]
 
 
@@ -61,7 +63,7 @@ def write_model_card(
     # of files the card has their names, not where they were
     shown = json.dumps({"training": dict(settings), "maw": maw}, indent=1, default=lambda file: file.name)
     lines += ["## Settings", "", "```json", shown, "```", ""]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    write_text(folder / "README.md", "\n".join(lines))
 
 
 def _types(types: Mapping[str, str] | str | None) -> list[str]:

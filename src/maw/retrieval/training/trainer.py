@@ -34,7 +34,7 @@ from maw.collapse import USAGES, Finding, Watch
 from maw.errors import MAWError
 from maw.hf.attach import carried
 from maw.hf.training_state import check_maw_is_trained
-from maw.retrieval.aside import saying_that_the_disk_is_full
+from maw.io.failures import saying_that_the_disk_is_full
 from maw.retrieval.training.batches import Batches, Collator, chained
 from maw.retrieval.training.checkpoints import checkpoint, mark_whole, remove_checkpoint, remove_checkpoints
 from maw.retrieval.training.losses import AuxiliaryLoss

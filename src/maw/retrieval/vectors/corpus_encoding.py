@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from maw.errors import MAWError
+from maw.io.atomic import Checked, remove_parts
+from maw.io.checked import check_file
+from maw.io.failures import refuse_writing
 from maw.io.json import field, read_sealed
-from maw.retrieval.aside import Checked, check_file, refuse_writing, remove_parts
 from maw.retrieval.data.corpus_file import CorpusFile
 from maw.retrieval.identity import document_prompt, encoder_fingerprint, is_normalised
 from maw.retrieval.processes import own_share

@@ -7,15 +7,19 @@ readings. UTF-8 sorts like the characters it stands for.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
+from io import BufferedRandom
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from maw.errors import MAWError
-from maw.retrieval.aside import Checked, checksum, npy_header, part_of, put, refuse_writing
+from maw.io.atomic import Checked, atomic_write
+from maw.retrieval.vectors.npy import npy_header
 
 __all__ = ["write_order"]
 
@@ -40,16 +44,14 @@ def write_order(
     Raises:
         MAWError: an id comes twice, or the file cannot be written.
     """
-    aside = part_of(path)
     dtype = np.dtype(np.int32 if rows < 2**31 else np.int64)
-    try:
-        header = npy_header(dtype, (rows,))
-        with aside.open("wb") as file:
-            file.write(header)
-            file.flush()
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), len(header), rows * dtype.itemsize)  # a full disk says so here
-        rank = np.memmap(aside, dtype=dtype, mode="r+", offset=len(header), shape=(rows,))
+    header = npy_header(dtype, (rows,))
+    with atomic_write(path, "w+b") as file:
+        file.write(header)
+        file.flush()
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), len(header), rows * dtype.itemsize)  # a full disk says so here
+        rank = np.memmap(file, dtype=dtype, mode="r+", offset=len(header), shape=(rows,))
         done = 0
         for unsorted, places in _ranges(shards, rows, room):
             order = unsorted.argsort(kind="stable")
@@ -62,13 +64,9 @@ def write_order(
             rank[positions] = np.arange(rows - 1 - done, rows - 1 - done - len(ids), -1, dtype=dtype)
             done += len(ids)
         rank.flush()
-        found: Checked = {"bytes": aside.stat().st_size, "sha256": checksum(aside)}
-        put(aside, path)
-    except OSError as error:
-        refuse_writing(path, error)
-    finally:
-        aside.unlink(missing_ok=True)
-    return found
+        file.seek(0)
+        sha256 = hashlib.file_digest(cast("BufferedRandom", file), "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": sha256}
 
 
 def _ranges(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maw.errors import MAWError
-from maw.retrieval.aside import part_of, put, refuse_writing, remove_parts
+from maw.io.atomic import atomic_write, remove_parts
+from maw.io.failures import refuse_writing
 
 if TYPE_CHECKING:
     from maw.retrieval.vectors.store import VectorStore
@@ -73,21 +73,12 @@ def export_parquet(store: VectorStore, folder: Path) -> int:
                 ) from error
             _check_same(path, metadata.get(b"maw.store"), identity)
             continue
-        aside = part_of(path)
-        try:
-            with pq.ParquetWriter(aside, schema, use_dictionary=False) as writer:
-                ids, vectors = store.shard_ids(number), store.shard(number)
-                for begin in range(0, len(ids), GROUP):
-                    flat = np.ascontiguousarray(vectors[begin : begin + GROUP], dtype=np.float32).ravel()
-                    column = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)
-                    writer.write_table(pa.table([pa.array(ids[begin : begin + GROUP]), column], schema=schema))
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
-            put(aside, path)
-        except OSError as error:
-            refuse_writing(path, error)
-        finally:
-            aside.unlink(missing_ok=True)
+        ids, vectors = store.shard_ids(number), store.shard(number)
+        with atomic_write(path, "wb") as file, pq.ParquetWriter(file, schema, use_dictionary=False) as writer:
+            for begin in range(0, len(ids), GROUP):
+                flat = np.ascontiguousarray(vectors[begin : begin + GROUP], dtype=np.float32).ravel()
+                column = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind)
+                writer.write_table(pa.table([pa.array(ids[begin : begin + GROUP]), column], schema=schema))
         written += 1
     return written
 

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from maw.errors import MAWError
+from maw.io.atomic import Checked, write_json, write_whole
+from maw.io.checked import check_file
 from maw.io.json import check_seal, field, read_json, shown
 from maw.progress import counted
-from maw.retrieval.aside import Checked, check_file, write_json, write_whole
 from maw.retrieval.data.corpus_file import Block, CorpusFile
 from maw.retrieval.vectors.ahead import map_ahead
 from maw.retrieval.vectors.id_order import write_order

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from maw.errors import MAWError
-from maw.retrieval.aside import npy_header, write_json, write_whole
+from maw.io.atomic import write_json, write_whole
 from maw.retrieval.data.corpus_file import Block, CorpusFile
 from maw.retrieval.vectors.ahead import map_ahead, prefetched
+from maw.retrieval.vectors.npy import npy_header
 from maw.retrieval.vectors.plan import BLOCK, Plan, shard_file
 from maw.retrieval.vectors.token_batches import Batch, Limits, make_batches
 from maw.retrieval.vectors.tokenising import Tokeniser, Tokens, workers

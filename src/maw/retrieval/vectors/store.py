@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maw.errors import MAWError
+from maw.io.checked import check_file
 from maw.progress import tracked
-from maw.retrieval.aside import check_file
 from maw.retrieval.vectors.plan import Plan, shard_file
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maw.errors import MAWError
+from maw.io.atomic import write_whole
 from maw.progress import counted
-from maw.retrieval.aside import write_whole
 from maw.retrieval.data.corpus_file import CorpusFile
 from maw.retrieval.ranking.dense import encode
 from maw.retrieval.ranking.search import search

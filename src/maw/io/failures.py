@@ -1,0 +1,84 @@
+"""Why a file could not be written, in words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import NoReturn, TypeAlias
+
+from maw.errors import MAWError
+
+__all__ = ["AnyPath", "refuse_writing", "saying_that_the_disk_is_full", "saying_what_cannot_be_written"]
+
+AnyPath: TypeAlias = str | os.PathLike[str]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def refuse_writing(path: AnyPath, error: OSError) -> NoReturn:
+    """Say why a file could not be written.
+
+    Raises:
+        MAWError: always.
+    """
+    why = error.strerror or str(error)
+    if error.errno in FULL:
+        raise MAWError(
+            f"{path} could not be written: {why}. What was finished is kept: free some space and run the "
+            "same command again"
+        ) from error
+    if error.errno in (errno.EACCES, errno.EPERM):
+        raise MAWError(
+            f"{path} could not be written: this user may not write it ({why}): ask its owner, change the permissions "
+            "of the file and its folder, or give another path"
+        ) from error
+    if error.errno == errno.EISDIR:
+        raise MAWError(f"{path} could not be written: it is a folder: give the name of a file in it") from error
+    raise MAWError(f"{path} could not be written: {why}: check the folder") from error
+
+
+@contextmanager
+def saying_what_cannot_be_written(path: AnyPath) -> Generator[None]:
+    """Turn what writing raises into sentences; the body must do nothing that raises `OSError` but write `path`.
+
+    Raises:
+        MAWError: the body raised `OSError`, or what `saying_that_the_disk_is_full` knows.
+    """
+    try:
+        with saying_that_the_disk_is_full(path):
+            yield
+    except OSError as error:
+        refuse_writing(path, error)
+
+
+@contextmanager
+def saying_that_the_disk_is_full(path: AnyPath) -> Generator[None]:
+    """Give what other libraries raise when they cannot write into a folder the words of `refuse_writing`.
+
+    Of these, tokenizers and safetensors name the error's number in their message, and PyTorch names none.
+
+    Raises:
+        MAWError: the disk was full, or a file too large; every other exception stays what it is.
+
+    >>> with saying_that_the_disk_is_full("model"):
+    ...     raise Exception("No space left on device (os error 28)")
+    Traceback (most recent call last):
+    ...
+    maw.errors.MAWError: model could not be written: No space left on device. What was finished is kept: free some \
+space and run the same command again
+    """
+    try:
+        yield
+    except MAWError:
+        raise
+    except Exception as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if "inline_container.cc" in str(error):
+            refuse_writing(path, OSError(errno.ENOSPC, "PyTorch could not write all of a file"))
+        if number not in FULL:
+            raise
+        refuse_writing(path, OSError(number, os.strerror(number)))
