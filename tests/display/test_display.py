@@ -206,7 +206,10 @@ def test_empty_texts_are_named_and_the_others_shown(folder, tmp_path, capsys, as
         (["--file", "nowhere.txt"], "nowhere.txt, but it is not there"),
         (["--file", "picture.png"], "picture.png, line 1: wanted UTF-8"),
         (["--file", "zeros.bin"], "zeros.bin, line 1: wanted text, got a NUL character"),
-        (["--file", "blank.txt"], "blank.txt: wanted one text a line, but all lines are blank"),
+        (
+            ["--file", "blank.txt"],
+            "blank.txt, line 1: wanted at least one line, but the file is empty or all lines are blank",
+        ),
         (["--file", "many.txt"], "wanted at most 200 texts at once"),
         (["a", "--head", "first"], "--head must be a number from 0 on, or mean, got 'first'"),
         (["a", "--html", "no/folder/page.html"], "the folder no/folder is not there"),

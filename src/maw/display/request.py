@@ -83,7 +83,7 @@ def read_texts(path: Path) -> list[str]:
         MAWError: the file is missing, is no UTF-8 text, or has no text in it.
     """
     found: list[str] = []
-    for number, line in read_lines(path, {}, str(path), layout="maw inspect --help"):
+    for number, line in read_lines(path, {}, str(path), layout="one text a line"):
         if "\0" in line:
             refuse(path, number, "wanted text, got a NUL character: is this a text file?")
         if line.strip():

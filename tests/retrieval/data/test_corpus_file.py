@@ -91,17 +91,25 @@ GOOD = jsonl(RECORDS[:2])
         ("c.jsonl", GOOD + "[1]\n", r"line 3: wanted a JSON object, got '\[1\]'"),
         ("c.jsonl", GOOD + '{"_id": "x"}\n', "line 3: wanted the field 'text', got only '_id'"),
         ("c.jsonl", GOOD + '{"text": "x"}\n', "line 3: wanted the field '_id'"),
-        ("c.jsonl", GOOD + '{"_id": 7, "text": "x"}\n', "line 3: wanted text in '_id', got int 7"),
-        ("c.jsonl", GOOD + '{"_id": "x", "text": null}\n', "line 3: wanted text in 'text', got NoneType"),
-        ("c.jsonl", GOOD + '{"_id": "x", "text": "", "title": 1}\n', "line 3: wanted text in 'title', got int"),
-        ("c.jsonl", GOOD + '{"_id": "", "text": "x"}\n', "line 3: wanted an id in one line of text, got ''"),
-        ("c.jsonl", GOOD + '{"_id": "a\\nb", "text": "x"}\n', "line 3: wanted an id in one line of text"),
-        ("c.jsonl", GOOD + '{"_id": "a\\u0000", "text": "x"}\n', "line 3: wanted an id in one line of text"),
+        ("c.jsonl", GOOD + '{"_id": 7, "text": "x"}\n', "line 3: wanted text in '_id', got the number 7"),
+        ("c.jsonl", GOOD + '{"_id": "x", "text": null}\n', "line 3: wanted text in 'text', got null"),
+        (
+            "c.jsonl",
+            GOOD + '{"_id": "x", "text": "", "title": 1}\n',
+            "line 3: wanted text in 'title', got the number 1",
+        ),
+        ("c.jsonl", GOOD + '{"_id": "", "text": "x"}\n', "line 3: an id must have a character that is no white space"),
+        (
+            "c.jsonl",
+            GOOD + '{"_id": "a\\nb", "text": "x"}\n',
+            r"line 3: an id must have no control characters, it has U.000A",
+        ),
+        ("c.jsonl", GOOD + '{"_id": "a\\u0000", "text": "x"}\n', r"line 3: .* no control characters, it has U.0000"),
         ("c.jsonl", GOOD + '{"_id": "x", "text": "\\ud800"}\n', "line 3: wanted text in 'text', got half of a surr"),
         ("c.jsonl", GOOD.encode() + b'{"_id": "\xff"}\n', "line 3: wanted UTF-8, got the byte 0xff as byte 10"),
         ("c.tsv", "1\tone\ntwo\n", "c.tsv, line 2: wanted an id, a tab and a text, got 'two'"),
         ("c.tsv", "1\tone\n2\ttwo\tthree\n", "line 2: wanted an id, a tab and a text"),
-        ("c.tsv", "1\tone\n\ttwo\n", "line 2: wanted an id in one line of text"),
+        ("c.tsv", "1\tone\n\ttwo\n", "line 2: an id must have a character"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_named(tmp_path, name, text, message):
@@ -115,9 +123,8 @@ def test_a_damaged_archive_is_named(tmp_path):
     middle = bytearray(raw)
     middle[len(raw) // 2] ^= 255
     (tmp_path / "flip.jsonl.gz").write_bytes(bytes(middle))
-    (tmp_path / "plain.jsonl.gz").write_bytes(jsonl(RECORDS).encode())
-    for name in ("cut.jsonl.gz", "flip.jsonl.gz", "plain.jsonl.gz"):
-        with pytest.raises(MAWError, match=f"{name} is damaged after line"):
+    for name in ("cut.jsonl.gz", "flip.jsonl.gz"):
+        with pytest.raises(MAWError, match=f"{name} is (damaged after line|no whole gzip file)"):
             read(tmp_path / name)
 
 

@@ -118,7 +118,7 @@ def without(name: str) -> Callable[[Path], None]:
 BAD = {
     "a passage without a tab": (line("collection.tsv", 2, "7 The mill"), "collection.tsv, line 2: wanted 2 columns"),
     "a third column": (line("collection.tsv", 2, "7\tThe\tmill"), "collection.tsv, line 2: wanted 2 columns.*got 3"),
-    "an empty id": (line("collection.tsv", 3, "\tmill"), "collection.tsv, line 3: wanted an id"),
+    "an empty id": (line("collection.tsv", 3, "\tmill"), "collection.tsv, line 3: an id must have"),
     "invalid UTF-8": (line("collection.tsv", 1, b"0\tcaf\xe9"), "collection.tsv, line 1: wanted UTF-8.*0xe9"),
     "a passage id twice": (line("collection.tsv", 4, "7\tx"), "collection.tsv, line 4: id '7' was given in line 2"),
     "a query id twice": (line("queries.dl19.tsv", 2, "6\tx"), "queries.dl19.tsv, line 2: id '6' was given in line 1"),

@@ -154,7 +154,9 @@ def test_bad_files_are_named(files: tuple[Path, Path], change, message: str, cap
 
 def test_a_file_of_ranks_has_no_scores(tmp_path: Path, files: tuple[Path, Path]) -> None:
     (tmp_path / "run").write_text(RUNS["msmarco"])
-    with pytest.raises(MAWError, match="run, line 1: the file has ranks but no scores: read it with ties='rank'"):
+    with pytest.raises(
+        MAWError, match="run, line 1: the file has ranks but no scores: its order can only be that of --ties rank"
+    ):
         assess_run(files[0], qrels=files[1], ties="score")
 
 
@@ -273,15 +275,17 @@ def test_what_is_wrong_is_said_before_the_data_are_read(given, message, capsys, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ids_that_no_run_file_can_hold_are_refused_before_a_model_is_loaded(
+def test_ids_that_no_run_file_can_hold_are_refused_before_anything_is_ranked(
     beir: Path, capsys, monkeypatch, tmp_path
 ) -> None:
     corpus = (beir / "corpus.jsonl").read_text()
     (beir / "corpus.jsonl").write_text(corpus + '{"_id": "d 9", "title": "", "text": "A blank in the id"}\n')
-    monkeypatch.setattr("maw.retrieval.models.load_encoder", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("maw.retrieval.models.load_encoder", lambda *_, **__: encoder())
+    monkeypatch.setattr("maw.retrieval.ranking.dense.dense_runs", lambda *_, **__: pytest.fail("texts were ranked"))
     given = ["evaluate", "packaged", "--dataset", f"beir:{beir}", "--device", "cpu"]
     assert main([*given, "--run", str(tmp_path / "run")]) == 2
     assert "a document id must be one word in a run file, got 'd 9'" in capsys.readouterr().err
+    monkeypatch.undo()
     monkeypatch.setattr("maw.retrieval.models.load_encoder", lambda *_, **__: encoder())
     assert main(given) == 0, "without a run file any id will do"
 

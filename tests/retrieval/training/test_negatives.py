@@ -286,12 +286,12 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path, name: str, lines: l
 def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
     settings = given(tmp_path, "t.tsv.gz", [*TRIPLES, *(f"q-river\tx\t{n}" for n in range(2000))])
     os.truncate(settings.files[0], settings.files[0].stat().st_size - 100)
-    with pytest.raises(MAWError, match=r"t\.tsv\.gz, line \d+: Compressed file ended"):
+    with pytest.raises(MAWError, match=r"t\.tsv\.gz is no whole gzip file .Compressed file ended"):
         mine(toy(), settings)
     broken = given(tmp_path, "b.tsv.gz", [*TRIPLES, *(f"q-river\tx\t{n}" for n in range(2000))]).files[0]
     raw = broken.read_bytes()
     broken.write_bytes(raw[:2000] + b"\xff" * 100 + raw[2100:])
-    with pytest.raises(MAWError, match=r"b\.tsv\.gz, line \d+: Error -3 while decompressing .*the file is damaged"):
+    with pytest.raises(MAWError, match=r"b\.tsv\.gz is no whole gzip file .Error -3 while decompressing"):
         mine(toy(), replace(settings, files=(broken,)))
     with pytest.raises(MAWError, match=r"none\.tsv, but it is not there"):
         mine(toy(), replace(settings, files=(tmp_path / "none.tsv",)))

@@ -13,14 +13,16 @@ from functools import partial
 from pathlib import Path
 
 from maw.errors import MAWError
+from maw.io.ids import check_id
 from maw.retrieval.data.corpora import hold_file
 from maw.retrieval.data.dataset import RetrievalDataset
 from maw.retrieval.data.judgements import JudgementFile, check_train_apart, read_judgements
-from maw.retrieval.data.lines import read_lines, refuse, short
+from maw.retrieval.data.lines import json_value, read_lines, refuse, short
 
 __all__ = ["read_beir"]
 
-LAYOUT = "beir-1"
+LAYOUT = "beir-2"
+LINES = 'an object a line, {"_id": "1", "text": "..."}'
 
 
 def read_beir(folder: Path, name: str | None = None) -> RetrievalDataset:
@@ -77,7 +79,7 @@ def _read_texts(path: Path, checksums: dict[str, str], *, titles: bool) -> Mappi
 
 
 def _records(path: Path, checksums: dict[str, str], *, titles: bool) -> Iterator[tuple[str, str]]:
-    for number, line in read_lines(path, checksums, path.name, layout="maw.retrieval.data.beir"):
+    for number, line in read_lines(path, checksums, path.name, layout=LINES):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -91,14 +93,14 @@ def _records(path: Path, checksums: dict[str, str], *, titles: bool) -> Iterator
         title = record.get("title") if titles else None
         if title is not None:
             _check_text(path, number, "title", title)
-        if not record["_id"]:
-            refuse(path, number, "wanted an id in '_id', got an empty text")
+        if problem := check_id(record["_id"]):
+            refuse(path, number, f"{problem}: rename {short(record['_id'])}")
         yield record["_id"], f"{title or ''} {record['text']}".strip() if titles else record["text"]
 
 
 def _check_text(path: Path, number: int, field: str, value: object) -> None:
     if not isinstance(value, str):
-        refuse(path, number, f"wanted text in {field!r}, got {type(value).__name__} {value!r:.80}")
+        refuse(path, number, f"wanted text in {field!r}, got {json_value(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,8 +1,9 @@
 """A corpus in one file, read in blocks of whole lines: never the whole of it, and any part of it again.
 
 `corpus.jsonl` holds one object a line with `_id`, `text` and optionally `title` (BEIR's layout; a document's text is
-title and text joined by one space); `collection.tsv` an id, a tab and a text (MS MARCO's). Either may be compressed
-with gzip (`.gz`). A block is bytes: it is taken apart where its texts are needed, often in another process.
+title and text joined by one space); `collection.tsv` an id, a tab and a text (MS MARCO's). Either may be packed with
+gzip and may begin with a byte order mark; empty lines at the end are not read. A block is bytes: it is taken apart
+where its texts are needed, often in another process.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import IO, NoReturn
 
 from maw.errors import MAWError
-from maw.retrieval.data.lines import refuse, short
+from maw.io.ids import check_id
+from maw.io.reading import BYTE_ORDER_MARK, open_text, saying_what_cannot_be_read
+from maw.retrieval.data.lines import json_value, refuse, short
 
 __all__ = ["Block", "CorpusFile"]
 
@@ -47,7 +50,8 @@ class Block:
             maw.errors.MAWError: collection.tsv, line 8: wanted an id, a tab and a text, got 'd: Depth slices.'
         """
         parse = _parse_json if _suffix(self.path) == ".jsonl" else _parse_columns
-        lines = self.raw.split(b"\n")
+        raw = self.raw if self.first else self.raw.removeprefix(BYTE_ORDER_MARK)
+        lines = raw.split(b"\n")
         if not lines[-1]:
             lines.pop()
         return [parse(self, number, line) for number, line in enumerate(lines, start=self.first + 1)]
@@ -80,7 +84,7 @@ class CorpusFile:
         if _suffix(self.path) not in (".jsonl", ".tsv"):
             raise MAWError(
                 f"a corpus must be a file that ends in .jsonl or .tsv, with or without .gz after it, got {self.path}: "
-                "write one document a line, see maw.retrieval.data.corpus_file"
+                'write one document a line, as {"_id": "1", "text": "..."} in .jsonl, or as id, tab and text in .tsv'
             )
         if not self.path.is_file():
             raise MAWError(f"wanted the corpus {self.path}, but there is no such file: check the path")
@@ -90,9 +94,14 @@ class CorpusFile:
         found = self.path.stat()
         return found.st_size, found.st_mtime_ns
 
-    def open(self) -> gzip.GzipFile | BinaryIO:
-        """Open it for `blocks`; a compressed file is read on from where it is, so parts are best taken in order."""
-        return gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb", buffering=2**20)
+    def open(self) -> IO[bytes]:
+        """Open it for `blocks`; a packed file is read on from where it is, so parts are best taken in order.
+
+        Raises:
+            MAWError: it cannot be opened.
+        """
+        with saying_what_cannot_be_read(self.path):
+            return open_text(self.path)
 
     def blocks(
         self,
@@ -102,14 +111,14 @@ class CorpusFile:
         offset: int = 0,
         stop: int | None = None,
         border: int | None = None,
-        file: gzip.GzipFile | BinaryIO | None = None,
+        file: IO[bytes] | None = None,
     ) -> Iterator[Block]:
         """Yield the documents from `first` to before `stop` in blocks.
 
         Args:
             lines: how many documents a block has, at most.
             first: the first document.
-            offset: where it begins, in bytes of the uncompressed file.
+            offset: where it begins, in bytes of the unpacked file; a byte order mark belongs to the first document.
             stop: where to end; None is the end of the file.
             border: no block reaches across a multiple of this.
             file: what `open` gave, to take several parts; None opens it for this one.
@@ -120,10 +129,11 @@ class CorpusFile:
         with self.open() if file is None else nullcontext(file) as source:
             try:
                 source.seek(offset)
+                documents = _without_empty_end(source)
                 while stop is None or first < stop:
                     wanted = lines if stop is None else min(lines, stop - first)
                     wanted = wanted if border is None else min(wanted, border - first % border)
-                    part = list(islice(source, wanted))
+                    part = list(islice(documents, wanted))
                     if part:
                         yield Block(str(self.path), first, b"".join(part))
                     first += len(part)
@@ -133,6 +143,18 @@ class CorpusFile:
                         return
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                 raise MAWError(f"{self.path} is damaged after line {first}: {error}") from error
+
+
+def _without_empty_end(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines without those at the end that hold nothing but white space; empty lines before the end stay."""
+    empty: list[bytes] = []
+    for line in lines:
+        if line.isspace():
+            empty.append(line)
+            continue
+        yield from empty
+        empty.clear()
+        yield line
 
 
 def _suffix(path: Path | str) -> str:
@@ -160,7 +182,7 @@ def _parse_json(block: Block, number: int, raw: bytes) -> tuple[str, str]:
     title = record.get("title")
     for field, value in (("_id", record["_id"]), ("text", record["text"]), ("title", title)):
         if not isinstance(value, str) and not (field == "title" and value is None):
-            block.refuse(number, f"wanted text in {field!r}, got {type(value).__name__} {value!r:.80}")
+            block.refuse(number, f"wanted text in {field!r}, got {json_value(value)}")
         if "\\u" in line and value is not None:  # only an escape can spell half of a pair
             _check_characters(block, number, field, value)
     _check_id(block, number, record["_id"])
@@ -177,8 +199,8 @@ def _parse_columns(block: Block, number: int, raw: bytes) -> tuple[str, str]:
 
 
 def _check_id(block: Block, number: int, identifier: str) -> None:
-    if not identifier or any(mark in identifier for mark in "\n\r\0"):
-        block.refuse(number, f"wanted an id in one line of text, got {identifier[:80]!r}")
+    if problem := check_id(identifier):
+        block.refuse(number, f"{problem}: rename {short(identifier)}")
 
 
 def _check_characters(block: Block, number: int, field: str, value: str) -> None:

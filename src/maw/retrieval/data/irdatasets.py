@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from maw.errors import MAWError
+from maw.io.ids import check_id
 from maw.retrieval.data.corpora import Origin, hold_texts
 from maw.retrieval.data.dataset import RetrievalDataset
 from maw.retrieval.data.msmarco import LICENCE
@@ -29,7 +30,7 @@ from maw.retrieval.data.texts import content_checksum
 __all__ = ["MSMARCO_SPLITS", "read_ir", "read_msmarco"]
 
 MSMARCO_SPLITS = ("train", "dev/small", "trec-dl-2019/judged", "trec-dl-2020/judged")
-LAYOUT = "ir-1"
+LAYOUT = "ir-2"
 
 
 def read_msmarco() -> RetrievalDataset:
@@ -129,6 +130,7 @@ def _read(ir: Any, name: str, documents_id: str, parts: Mapping[str, Any]) -> Re
         if again:
             repeated[split] = again
         for identifier, text in ((query.query_id, _text(query, name)) for query in part.queries_iter()):
+            _check_id(name, identifier)
             if queries.setdefault(identifier, text) != text:
                 raise MAWError(f"{name}: query {identifier!r} of the split {split} has another text in a split before")
         checksums[f"qrels/{split}"] = _checksum(qrels[split])
@@ -163,6 +165,7 @@ def _documents(ir: Any, documents_id: str, part: Any) -> Mapping[str, str]:
 
     def records() -> Iterator[tuple[str, str]]:
         for document in part.docs_iter():
+            _check_id(documents_id, document.doc_id)
             yield document.doc_id, _text(document, documents_id).strip()
 
     return hold_texts(origin, records, repeated)
@@ -184,6 +187,11 @@ def _text(record: Any, name: str) -> str:
         return record.text
     kind, fields = type(record).__name__, ", ".join(record._fields)
     raise MAWError(f"{name}: wanted texts, but ir_datasets has none for a {kind} ({fields}): it is not supported")
+
+
+def _check_id(name: str, identifier: str) -> None:
+    if problem := check_id(identifier):
+        raise MAWError(f"{name}: {problem}: {identifier!r} cannot be used")
 
 
 def _judgements(where: str, rows: Iterable[Any]) -> tuple[dict[str, dict[str, int]], int]:

@@ -1,10 +1,13 @@
 """Reading a file of relevance judgements, strictly, in any of its three forms.
 
-    query 0 document grade                 TREC: four columns, separated by tabs or blanks
+    query 0 document grade                 TREC: four columns, separated by any mixture of tabs and blanks
     query document grade                   three columns, as some copies of MS MARCO have them
     query-id <TAB> corpus-id <TAB> score   this header, then three columns separated by tabs: BEIR
 
-The first line decides which form the file has; every other line must be like it.
+The first line that is not empty and no comment decides which form the file has; every other one must be like it. The
+file may be packed with gzip and may begin with a byte order mark. Empty lines and white space at the end of a line are
+not read, nor is a line of comment, which begins with `#` as in trec_eval 10; under the header nothing is a comment. A
+grade is a whole number; tables that were written as floating-point numbers have it as `1.0`.
 """
 
 from __future__ import annotations
@@ -14,13 +17,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from maw.io.ids import check_id
 from maw.retrieval.data.checks import TRAIN, lacking
 from maw.retrieval.data.lines import read_lines, refuse, short
 
 __all__ = ["JudgementFile", "check_train_apart", "read_judgements"]
 
 HEADER = ["query-id", "corpus-id", "score"]
-_GRADE = re.compile(r"-?[0-9]{1,9}")
+LAYOUT = "a judgement a line: query, 0, document and grade"
+_GRADE = re.compile(r"(-?[0-9]{1,9})(\.0*)?")
+_BLANKS = re.compile(r"[ \t\r\f\v]+")
+"""What separates columns where there is no header: ASCII white space, so that an id may hold a no-break space."""
 
 
 @dataclass
@@ -73,9 +80,13 @@ def read_judgements(path: Path, checksums: dict[str, str], key: str, *, header_n
     found = JudgementFile(path)
     for number, columns in _rows(path, checksums, key, header_needed=header_needed):
         query, document, text = columns[0], columns[-2], columns[-1]
-        if not _GRADE.fullmatch(text):
-            refuse(path, number, f"wanted an integer grade in the last column, got {short(text)}")
-        grade, row = int(text), found.grades.setdefault(query, {})
+        grade_text = _GRADE.fullmatch(text)
+        if grade_text is None:
+            refuse(path, number, f"wanted an integer grade in the last column, got {short(text)}{_reason(text)}")
+        for identifier in (document,) if query in found.grades else (query, document):
+            if problem := check_id(identifier):
+                refuse(path, number, f"{problem}: rename it")
+        grade, row = int(grade_text[1]), found.grades.setdefault(query, {})
         found.lines.setdefault(query, number)
         if document not in row:
             row[document] = grade
@@ -101,24 +112,35 @@ def check_train_apart(files: Mapping[str, JudgementFile]) -> None:
             refuse(found.path, found.lines[both], f"query {both!r} is also in {place}: remove it from one of the two")
 
 
+def _reason(text: str) -> str:
+    """Why a number is no grade; empty for what is no number."""
+    try:
+        float(text)
+    except ValueError:
+        return ""
+    return ": measures count whole grades, such as 1 or 1.0; map the others to whole numbers first"
+
+
 def _rows(path: Path, checksums: dict[str, str], key: str, *, header_needed: bool) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number, columns) of every line but the header."""
-    width, separator, words = 0, "\t", ""
-    for number, line in read_lines(path, checksums, key, layout="maw.retrieval.data.judgements"):
-        if number == 1:
-            separator = "\t" if "\t" in line or header_needed else None
-            words = " separated by tabs" if separator else ""
-            columns = line.split(separator)
-            width = len(columns)
-            if columns == HEADER:
+    """Yield (number, columns) of every line but the header, comments and empty lines."""
+    width, table = 0, header_needed
+    for number, whole_line in read_lines(path, checksums, key, layout=LAYOUT):
+        line = whole_line.rstrip()
+        if not line or (not table and line.lstrip().startswith("#")):
+            continue
+        if not width:
+            width, table = 3, line.split("\t") == HEADER
+            if table:
                 continue
             if header_needed:
                 wanted = "<TAB>".join(HEADER)
-                refuse(path, 1, f"wanted the header {wanted}, got {short(line)}: add it as the first line")
+                refuse(path, number, f"wanted the header {wanted}, got {short(line)}: add it as the first line")
+            width = len(_BLANKS.split(line.strip()))
             if width not in (3, 4):
                 forms = "4 columns (query 0 document grade), or 3 (query document grade)"
-                refuse(path, 1, f"wanted {forms}, got {width}: {short(line)}")
-        columns = line.split(separator)
+                refuse(path, number, f"wanted {forms}, got {width}: {short(line)}")
+        columns = line.split("\t") if table else _BLANKS.split(line.strip())
         if len(columns) != width:
+            words = " separated by tabs" if table else ""
             refuse(path, number, f"wanted {width} columns{words}, got {len(columns)}: {short(line)}")
         yield number, columns

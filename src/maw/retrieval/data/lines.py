@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from maw.errors import MAWError
+from maw.io.reading import text_lines
 
-__all__ = ["read_lines", "refuse", "short"]
+__all__ = ["json_value", "read_lines", "refuse", "short"]
 
 
 def refuse(path: Path, line: int, problem: str) -> NoReturn:
@@ -28,27 +30,52 @@ def short(line: str) -> str:
     return repr(line if len(line) <= 80 else line[:77] + "...")
 
 
+def json_value(value: object) -> str:
+    """Return what an error says of a value that was read from JSON and is of the wrong kind: kind and beginning.
+
+    >>> json_value(None), json_value(1.5), json_value(["x"])
+    ('null', 'the number 1.5', 'the list ["x"]')
+    """
+    kind = {
+        bool: "",
+        int: "the number ",
+        float: "the number ",
+        str: "the text ",
+        list: "the list ",
+        dict: "the object ",
+    }
+    return f"{kind.get(type(value), '')}{json.dumps(value, ensure_ascii=False):.80}"
+
+
 def read_lines(path: Path, checksums: dict[str, str], key: str, *, layout: str) -> Iterator[tuple[int, str]]:
-    """Yield (number from 1, text without its end) of every line; at the end, note the SHA-256 of the whole file.
+    """Yield (number from 1, text without its end) of every line; at the end, note the SHA-256 of all of them.
+
+    Empty lines at the end of the file are not read.
 
     Args:
-        path: a file in UTF-8; lines end with a line feed, with or without a carriage return before it.
-        checksums: gets the SHA-256 under `key`.
+        path: a file in UTF-8, packed with gzip or not, with a byte order mark or not. Lines end with a line feed, with
+            or without a carriage return before it.
+        checksums: gets the SHA-256 of the lines, unpacked and without the mark, under `key`.
         key: the name of the file in `checksums`.
-        layout: what a message about a missing file says to look at.
+        layout: what a message about a missing file says should be in it.
 
     Raises:
-        MAWError: the file is missing or empty, or a line is not UTF-8.
+        MAWError: the file is missing, empty or cannot be read, or a line is not UTF-8.
     """
     if not path.is_file():
-        raise MAWError(f"wanted the file {path}, but it is not there: see the layout in {layout}")
-    digest, number = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            digest.update(raw)
-            yield number, _decode(path, number, raw).rstrip("\r\n")
-    if not number:
-        raise MAWError(f"{path}, line 1: wanted at least one line, but the file is empty")
+        raise MAWError(f"wanted the file {path}, but it is not there: it has {layout}")
+    digest, number, empty = hashlib.sha256(), 0, 0
+    for number, raw in enumerate(text_lines(path), start=1):
+        digest.update(raw)
+        text = _decode(path, number, raw).rstrip("\r\n")
+        if not text or text.isspace():
+            empty += 1
+            continue
+        yield from ((number - back, "") for back in range(empty, 0, -1))
+        empty = 0
+        yield number, text
+    if number == empty:
+        raise MAWError(f"{path}, line 1: wanted at least one line, but the file is empty or all lines are blank")
     checksums[key] = digest.hexdigest()
 
 

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from maw.errors import MAWError
+from maw.io.ids import check_id
 from maw.retrieval.data.corpora import hold_file
 from maw.retrieval.data.dataset import RetrievalDataset
 from maw.retrieval.data.judgements import JudgementFile, check_train_apart, read_judgements
@@ -25,7 +26,8 @@ from maw.retrieval.data.lines import read_lines, refuse, short
 
 __all__ = ["read_msmarco_folder"]
 
-LAYOUT = "msmarco-1"
+LAYOUT = "msmarco-2"
+LINES = "a text a line: id, tab and text"
 LICENCE = "MS MARCO's terms: non-commercial research only"
 
 
@@ -84,12 +86,12 @@ def read_msmarco_folder(folder: Path, name: str | None = None) -> RetrievalDatas
 
 
 def _records(path: Path, checksums: dict[str, str]) -> Iterator[tuple[str, str]]:
-    for number, line in read_lines(path, checksums, path.name, layout="maw.retrieval.data.msmarco"):
+    for number, line in read_lines(path, checksums, path.name, layout=LINES):
         columns = line.split("\t")
         if len(columns) != 2:
             refuse(
                 path, number, f"wanted 2 columns separated by a tab (id and text), got {len(columns)}: {short(line)}"
             )
-        if not columns[0]:
-            refuse(path, number, f"wanted an id in the first column, got an empty one: {short(line)}")
+        if problem := check_id(columns[0]):
+            refuse(path, number, f"{problem}, in the first column: {short(line)}")
         yield columns[0], columns[1]

@@ -4,7 +4,10 @@
     query document rank                            MS MARCO: three columns
     query-id <TAB> corpus-id <TAB> rank <TAB> score   this header, then four columns separated by tabs
 
-The first line that is not empty decides; every other one must be like it, or empty.
+The first line that is not empty and no comment decides; every other one must be like it. The file may be packed with
+gzip and may begin with a byte order mark. White space at the end of a line is not read, nor is a line of comment, which
+begins with `#` as in trec_eval 10; under the header nothing is a comment. Columns of TREC and MS MARCO are separated by
+any mixture of ASCII blanks and tabs, so that an id may hold other white space, such as a no-break space.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maw.errors import MAWError
+from maw.io.ids import check_id
+from maw.io.reading import text_lines
 
 __all__ = ["RunLine", "find_line", "run_lines"]
 
@@ -51,27 +56,29 @@ def run_lines(path: str | os.PathLike[str], *, ranks: bool, scores: bool = True)
     if not Path(path).is_file():
         raise MAWError(f"a run file must exist, got {str(path)!r}: check the path")
     form = 0
-    with Path(path).open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            where = f"{path}, line {number}"
-            columns = _columns(raw, where, tabs=form == 4)
-            if not columns:
+    for number, raw in enumerate(text_lines(path), start=1):
+        where = f"{path}, line {number}"
+        columns = _columns(raw, where, table=form == 4)
+        if not columns:
+            continue
+        if not form:
+            form = len(columns)
+            if columns == HEADER:
                 continue
-            if not form:
-                form = len(columns)
-                if columns == HEADER:
-                    continue
-                if form not in FORMS or form == 4:
-                    raise MAWError(
-                        f"{where}: wanted {FORMS[6]} or {FORMS[3]}, got {form}: check that this is a run file in the "
-                        f"TREC or MS MARCO format, or add the header {'<TAB>'.join(HEADER)}"
-                    )
-            if len(columns) != form:
-                raise MAWError(f"{where}: wanted {FORMS[form]}, got {len(columns)}: every line must be like the first")
-            query, document = columns[0], columns[2 if form == 6 else 1]
-            rank = _whole(columns[2 if form == 3 else form // 2], where) if ranks else None
-            score = _finite(columns[4 if form == 6 else 3], where) if scores and form != 3 else None
-            yield RunLine(number, query, document, rank, score)
+            if form not in FORMS or form == 4:
+                raise MAWError(
+                    f"{where}: wanted {FORMS[6]} or {FORMS[3]}, got {form}: check that this is a run file in the "
+                    f"TREC or MS MARCO format, or add the header {'<TAB>'.join(HEADER)}"
+                )
+        if len(columns) != form:
+            raise MAWError(f"{where}: wanted {FORMS[form]}, got {len(columns)}: every line must be like the first")
+        query, document = columns[0], columns[2 if form == 6 else 1]
+        for identifier in (query, document):
+            if problem := check_id(identifier):
+                raise MAWError(f"{where}: {problem}: rename it")
+        rank = _whole(columns[2 if form == 3 else form // 2], where) if ranks else None
+        score = _finite(columns[4 if form == 6 else 3], where) if scores and form != 3 else None
+        yield RunLine(number, query, document, rank, score)
 
 
 def find_line(path: str | os.PathLike[str], query: str, document: str | None = None) -> int:
@@ -80,13 +87,17 @@ def find_line(path: str | os.PathLike[str], query: str, document: str | None = N
     return next(line.number for line in lines if line.query == query and document in (None, line.document))
 
 
-def _columns(raw: bytes, where: str, *, tabs: bool) -> list[str]:
-    """The columns of a line; none for an empty line."""
+def _columns(raw: bytes, where: str, *, table: bool) -> list[str]:
+    """The columns of a line; none for an empty line or a comment."""
+    raw = raw.rstrip()
     try:
-        text = raw.decode("utf-8").rstrip("\r\n")
+        if table:
+            return raw.decode("utf-8").split("\t") if raw else []
+        if raw.lstrip().startswith(b"#"):
+            return []
+        return [column.decode("utf-8") for column in raw.split()]  # bytes are split at ASCII white space alone
     except UnicodeDecodeError as error:
         raise MAWError(f"{where}: a run file must be UTF-8 text, got {error}: convert it first") from error
-    return text.split("\t") if tabs and text.strip() else text.split()
 
 
 def _whole(text: str, where: str) -> int:

@@ -207,7 +207,7 @@ def read_run(path: str | os.PathLike[str], *, ties: Literal["rank", "score"] = "
     A file in MS MARCO's form has ranks only; the score of rank r is then -r.
 
     Args:
-        path: the file to read, in UTF-8; empty lines are skipped.
+        path: the file to read, in UTF-8; packed with gzip or not.
         ties: "rank" or "score".
 
     Returns:
@@ -230,13 +230,13 @@ def read_run(path: str | os.PathLike[str], *, ties: Literal["rank", "score"] = "
                 f"{query!r}: remove one of the lines"
             )
         if score is None and rank is None:
-            raise MAWError(f"{where}: the file has ranks but no scores: read it with ties='rank'")
+            raise MAWError(f"{where}: the file has ranks but no scores: its order can only be that of --ties rank")
         if rank is not None:
             taken = ranks.setdefault(query, set())
             if rank in taken:
                 raise MAWError(
                     f"{where}: a rank must come once a query, got {rank} again for query {query!r}: "
-                    "read the file with ties='score' where its ranks mean nothing"
+                    "where the ranks of a file mean nothing, give --ties score"
                 )
             taken.add(rank)
         documents[document] = (rank or 0, score if score is not None else -float(rank or 0))

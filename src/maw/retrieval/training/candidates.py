@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from maw.errors import MAWError
+from maw.io.reading import text_lines
 from maw.progress import counted, tracked
 from maw.retrieval.data.checks import lacking
 from maw.retrieval.data.texts import TextStore
@@ -168,22 +167,32 @@ def _read_given(
 
 
 def _columns(file: Path) -> Iterator[list[str]]:
-    """Yield the columns of every line."""
-    number, width = 0, 0
-    try:
-        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                columns = line.rstrip("\r\n").split("\t" if "\t" in line else None)
-                width = width or len(columns)
-                if len(columns) != width or width not in (2, 3, 4, 6):
-                    raise MAWError(
-                        f"{file}, line {number}: wanted 2 columns (query, document), 3 (query, relevant, other "
-                        "document), 4 (query, document and their texts) or 6 (a TREC run), all lines alike, got "
-                        f"{len(columns)}"
-                    )
-                yield columns
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise MAWError(f"{file}, line {number + 1}: {error}: the file is damaged, or not what its name says") from error
+    """Yield the columns of every line: separated by any mixture of tabs and blanks, but by tabs where there are texts.
+
+    The first line decides whether there are texts. Empty lines, and comments as in TREC's files, are not read.
+    """
+    width, texts = 0, False
+    for number, raw in enumerate(text_lines(file), start=1):
+        line = raw.rstrip(b"\r\n")
+        if not line.strip() or (line.lstrip().startswith(b"#") and not texts):
+            continue
+        if not width:
+            words = line.split()
+            texts = b"\t" in line and len(words) not in (2, 3) and not (len(words) == 6 and words[1] == b"Q0")
+            width = line.count(b"\t") + 1 if texts else len(words)
+        columns = line.split(b"\t") if texts else line.split()
+        if len(columns) != width or width not in (2, 3, 4, 6):
+            raise MAWError(
+                f"{file}, line {number}: wanted 2 columns (query, document), 3 (query, relevant, other document), 4 "
+                "separated by tabs (query, document and their texts) or 6 (a TREC run), all lines alike, got "
+                f"{len(columns)}"
+            )
+        try:
+            yield [column.decode("utf-8") for column in columns]
+        except UnicodeDecodeError as error:
+            raise MAWError(
+                f"{file}, line {number}: wanted text in UTF-8, got {error.reason}: convert it first"
+            ) from error
 
 
 def _best_positives(
