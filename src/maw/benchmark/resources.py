@@ -64,7 +64,7 @@ def measure(device: torch.device, every: float = 0.05) -> Generator[Cost]:
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Versions, hardware and, in a git checkout, the commit of this library."""
-    packages = ("torch", "transformers", "sentence-transformers", "peft", "accelerate", "ir-measures", "bm25s", "numpy")
+    packages = ("torch", "transformers", "sentence-transformers", "peft", "accelerate", "ir-measures", "numpy")
     environment: dict[str, Any] = {name: _version(name) for name in packages}
     environment["maw"] = _version("maw-attention")
     environment["python"] = platform.python_version()

@@ -12,7 +12,8 @@ import pytest
 import maw.retrieval.ranking.bm25 as module
 from maw.errors import MAWError
 from maw.retrieval.evaluation.measures import evaluate
-from maw.retrieval.ranking.bm25 import analyser, bm25_run
+from maw.retrieval.ranking.bm25 import bm25_run, rounded_lengths
+from maw.retrieval.ranking.runs import ranked
 
 DOCUMENTS = {
     "d1": "the cat sat on the mat",
@@ -47,13 +48,41 @@ def test_what_has_no_word_of_the_query_is_not_retrieved() -> None:
     }  # fmt: skip
 
 
-def test_equal_scores_are_cut_by_id_whatever_the_order_of_the_documents() -> None:
+def test_equal_scores_are_cut_by_ascending_id_whatever_the_order_of_the_documents() -> None:
     names = [f"n{i:03}" for i in range(200)]
     np.random.default_rng(0).shuffle(names)
     documents = dict.fromkeys(names, "one two") | {"z": "one one two two", "y": "three"}
     for k in (1, 2, 50, 300):
         run = bm25_run(documents, {"q": "one"}, k)
-        assert list(run["q"]) == ["z", *sorted(names, reverse=True)][:k]
+        assert list(run["q"]) == ["z", *sorted(names)][:k]
+
+
+def test_every_evaluation_keeps_the_order_of_equal_scores() -> None:
+    documents = dict.fromkeys(["a", "b", "c", "d"], "one") | {"e": "two"}
+    found = bm25_run(documents, {"q": "one"})["q"]
+    assert ranked({"q": found}) == {"q": ["a", "b", "c", "d"]}
+    single = np.array(list(found.values()), dtype=np.float32)  # what trec_eval reads
+    assert (np.diff(single) < 0).all()
+    assert found == pytest.approx(dict.fromkeys("abcd", found["a"]), rel=1e-6)
+
+
+def test_lengths_are_what_one_byte_holds_of_them() -> None:
+    kept = rounded_lengths(np.arange(5000))
+    assert kept[:40].tolist() == list(range(40))
+    # the steps of the format: 8 values of each size, counted from 24
+    assert np.unique(kept)[40:58].tolist() == [*range(40, 56, 2), *range(56, 88, 4), 88, 96]
+    assert ((kept <= np.arange(5000)) & (np.diff(kept, prepend=0) >= 0)).all()
+    assert (kept[64:] > np.arange(64, 5000) * 8 / 9).all()
+    documents = {"a": "cat " + "dog " * 40, "b": "cat " + "dog " * 39, "c": "bird"}  # 41 and 40 words
+    rounded = bm25_run(documents, {"q": "cat"})["q"]
+    exact = bm25_run(documents, {"q": "cat"}, exact_lengths=True)["q"]
+    assert list(rounded) == ["a", "b"]
+    assert list(exact) == ["b", "a"]
+
+
+def test_empty_documents_count_neither_in_the_average_nor_in_the_idf() -> None:
+    found = bm25_run(DOCUMENTS | {f"e{i}": "the" for i in range(9)}, {"q": "Cats!"})["q"]
+    assert found == bm25_run(DOCUMENTS, {"q": "Cats!"})["q"]
 
 
 def test_it_is_repeatable() -> None:
@@ -63,20 +92,6 @@ def test_it_is_repeatable() -> None:
 def test_empty_texts_are_no_trouble() -> None:
     assert bm25_run({"a": "", "b": "word"}, {"q": "word"})["q"].keys() == {"b"}
     assert bm25_run({"a": "", "b": "the"}, {"q": "word"}) == {"q": {}}
-
-
-@pytest.mark.parametrize(
-    ("text", "stems"),
-    [
-        ("The dog’s bone, James' and the cat's", ["dog", "bone", "jame", "cat"]),
-        ("e-mail and/or 3,000.5 m²", ["e", "mail", "3,000.5", "m²"]),
-        ("don't U.S.A. 1.x snake_case", ["don't", "u.s.a", "1", "x", "snake_cas"]),
-        ("It's ÉCOLE", ["école"]),
-        ("", []),
-    ],
-)
-def test_analysis(text: str, stems: list[str]) -> None:
-    assert analyser()(text) == stems
 
 
 def test_progress_is_shown_only_on_request(capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,10 +123,10 @@ def test_the_examples_run() -> None:
     assert not result.failed
 
 
-def test_nfcorpus_agrees_with_lucene() -> None:
+def test_nfcorpus_agrees_with_anserini() -> None:
     folder = os.environ.get("MAW_DATA")
     if not folder:
-        pytest.skip("MAW_DATA is not set: name the folder that holds nfcorpus to compare with Lucene's published value")
+        pytest.skip("MAW_DATA is not set: name the folder that holds nfcorpus to compare with published values")
     data = Path(folder) / "nfcorpus"
 
     def rows(name: str) -> list[dict[str, str]]:
@@ -123,6 +138,7 @@ def test_nfcorpus_agrees_with_lucene() -> None:
         qrels.setdefault(query, {})[document] = int(grade)
     documents = {row["_id"]: row["title"] + " " + row["text"] for row in rows("corpus.jsonl")}
     queries = {row["_id"]: row["text"] for row in rows("queries.jsonl") if row["_id"] in qrels}
-    result = evaluate(qrels, bm25_run(documents, queries), ["nDCG@10", "R@100"])
+    result = evaluate(qrels, bm25_run(documents, queries), ["nDCG@10", "R@100", "R@1000"])
     assert result.queries == 323
-    assert result.means["nDCG@10"] == pytest.approx(0.3218, abs=0.004)  # reached: .3205
+    # Anserini's regression for BEIR's NFCorpus, flat: docs/regressions/regressions-beir-v1.0.0-nfcorpus-flat.md
+    assert result.means == pytest.approx({"nDCG@10": 0.3218, "R@100": 0.2457, "R@1000": 0.3704}, abs=5e-5)

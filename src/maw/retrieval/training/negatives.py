@@ -156,7 +156,7 @@ def mine(
     >>> documents = {"d1": "a river runs", "d2": "a river in a valley", "d3": "a mill by the river", "d4": "stars"}
     >>> data = RetrievalDataset.from_parts("toy", documents, {"q": "the river"}, {"train": {"q": {"d2": 1}}})
     >>> dict(mine(data, NegativeSettings(per_query=2)))
-    {'q': ['d3', 'd1']}
+    {'q': ['d1', 'd3']}
     """
     judged = {query: row for query, row in dataset.judgements(TRAIN).items() if relevant(row)}
     if not judged:
@@ -195,7 +195,11 @@ def _identity(
         "drop_own": dataset.drop_own,
         "settings": {**asdict(settings), "files": [file_checksum(file) for file in files]},
     }
-    if model is not None and settings.source != "bm25":
+    if settings.source == "bm25":
+        from maw.retrieval.ranking.bm25 import VERSION as BM25_VERSION
+
+        identity["bm25"] = BM25_VERSION
+    elif model is not None:
         identity["model"] = [encoder_fingerprint(model), model.max_seq_length]
     return json.loads(json.dumps(identity))
 
