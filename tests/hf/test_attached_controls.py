@@ -184,7 +184,7 @@ def test_weights_of_a_control_that_do_not_load_are_an_error(tmp_path, what):
     else:
         weights[name][0, 0, 0] = torch.nan
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    words = {"missing": "1 MAW weights are missing.*factor", "NaN": "factor of .* holds NaN"}[what]
+    words = {"missing": "lacks 1 tensor.*factor", "NaN": "factor of .* holds NaN"}[what]
     with pytest.raises(maw.MAWError, match=words):
         SentenceTransformer(str(tmp_path), device="cpu")
 

@@ -182,7 +182,8 @@ def test_weights_that_do_not_belong_to_the_config_are_an_error(tmp_path, what):
     else:
         weights[key.replace("layer.0", "layer.3")] = weights[key].clone()
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(maw.MAWError, match=f"1 MAW weights are .*{what}.*query_views"):
+    wanted = {"missing": "lacks 1 tensor", "unused": "1 tensor of .* has no place"}[what] + r".*query_views"
+    with pytest.raises(maw.MAWError, match=wanted):
         SentenceTransformer(str(tmp_path), device="cpu")
 
 
@@ -193,7 +194,7 @@ def test_weights_that_are_not_finite_are_an_error(tmp_path):
     weights[name][3, 2, 1] = torch.nan
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     for load in (AutoModel.from_pretrained, SentenceTransformer):
-        with pytest.raises(maw.MAWError, match=r"key_views of a MAW layer holds NaN or infinity.*earlier checkpoint"):
+        with pytest.raises(maw.MAWError, match=r"key_views of .* holds NaN or infinity.*earlier checkpoint"):
             load(str(tmp_path))
 
 

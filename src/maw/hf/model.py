@@ -15,9 +15,9 @@ from transformers import AutoModel, PreTrainedModel
 
 from maw.config import MAWConfig
 from maw.errors import MAWError
-from maw.hf.attach import carried, insert
+from maw.hf.attach import insert
 from maw.hf.configuration import MAWModelConfig
-from maw.shapes import check_finite
+from maw.hf.loading import check_config, check_loaded, weight_files
 
 __all__ = ["MAWModel"]
 
@@ -159,6 +159,7 @@ class MAWModel(PreTrainedModel):
         if len(adapters) > 1:
             raise MAWError(f"a folder holds one adapter, this model has {sorted(adapters)}: delete or merge the others")
         self.config.adapter = next((_plain(adapter) for adapter in adapters.values()), None)
+        self.config.backbone.architectures = [type(self.backbone).__name__]  # what its weights are
         loaded, self._hf_peft_config_loaded = getattr(self, "_hf_peft_config_loaded", False), False
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
@@ -170,25 +171,21 @@ class MAWModel(PreTrainedModel):
         """Load a folder written by `save_pretrained`.
 
         Raises:
-            MAWError: keys of MAW or of its adapter are missing in the folder, are there and fit nowhere, or hold NaN.
+            MAWError: tensors of the host, of MAW or of an adapter are missing in the folder, are there and fit
+                nowhere, have another shape, or hold whole numbers or NaN.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        allowed = kwargs.pop("ignore_mismatched_sizes", False)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
         model, info = loaded
         if model.config.adapter is not None:
             from maw.hf.lora import wake_adapter
 
             wake_adapter(model)
-        folder = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-        for what, keys in (("missing in", info["missing_keys"]), ("found and unused in", info["unexpected_keys"])):
-            strange = sorted(key for key in keys if ".maw." in key or "lora_" in key)
-            if strange:
-                raise MAWError(
-                    f"{len(strange)} MAW weights are {what} {folder}, such as {strange[0]}: the weights do not "
-                    "belong to the folder's config.json, or another version of maw wrote them"
-                )
-        for layer in carried(model):
-            check_finite(layer)
+        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        check_config(name, model.config.backbone)
+        checked = {**info, "mismatched_keys": set()} if allowed else info
+        check_loaded(model, checked, name, weight_files(name, kwargs))
         return (model, info) if wants_info else model
 
 

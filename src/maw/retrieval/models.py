@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 from pathlib import Path
@@ -122,16 +123,22 @@ def load_encoder(name: str, *, device: torch.device, max_length: int | None = No
         max_length: texts are cut to so many tokens; None keeps the model's own limit.
 
     Raises:
-        MAWError: it cannot be loaded, has no weights, or takes shorter texts than `max_length`.
+        MAWError: it cannot be loaded, its weights are not whole (`maw.hf.loading`), or it takes shorter texts than
+            `max_length`.
     """
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
+    from maw.hf.loading import checked_loading
+
     folder = packaged_encoder() if name == PACKAGED else Path(name)
     if folder.is_dir() and not any(folder.rglob("*.safetensors")) and not any(folder.rglob("pytorch_model*.bin")):
         raise MAWError(f"model {name}: the folder holds no weights (no *.safetensors): is it a finished model folder?")
+    place = str(folder) if folder.is_dir() else name
     try:
-        model = SentenceTransformer(str(folder) if folder.is_dir() else name, device=str(device))
+        with checked_loading() as loaded:
+            model = SentenceTransformer(place, device=str(device))
+        _check_modules(model, place)
     except MAWError:
         raise
     except SafetensorError as error:
@@ -144,8 +151,37 @@ def load_encoder(name: str, *, device: torch.device, max_length: int | None = No
             f"model {name!r} is neither a model folder nor a model that can be fetched: "
             f"{str(error).splitlines()[0]}. Give `packaged`, a folder, or a hub name this machine can reach"
         ) from error
+    except RuntimeError as error:
+        if "state_dict" not in str(error):
+            raise
+        told = " ".join(str(error).split())
+        raise MAWError(
+            f"model {name!r}: the weights do not fit the modules that the folder describes ({told}): copy or save the "
+            "model again"
+        ) from error
+    poolers = [key for _, missing in loaded for key in missing]
+    if poolers and any("pooler_output" in str(getattr(module, "modality_config", "")) for module in model):
+        raise MAWError(
+            f"model {name!r} makes its vectors of the pooler, whose weights it lacks ({', '.join(poolers)}) and which "
+            "would be random numbers: copy or save the model again"
+        )
     limit_length(model, max_length)
     return model
+
+
+def _check_modules(model: SentenceTransformer, place: str) -> None:
+    """Check the weights of the modules after the encoder; Sentence Transformers has seen to their names and shapes."""
+    from transformers.utils import cached_file
+
+    from maw.hf.loading import check_finite_weights, check_types, weight_files
+
+    listed = cached_file(place, "modules.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    if listed is not None:
+        paths = {entry["name"]: entry["path"] for entry in json.loads(Path(listed).read_text(encoding="utf-8"))}
+        for name, module in model.named_children():
+            if paths.get(name) and not hasattr(module, "auto_model"):
+                check_types(module, place, weight_files(place, {"subfolder": paths[name]}))
+    check_finite_weights(model, place)
 
 
 def limit_length(model: SentenceTransformer, max_length: int | None) -> None:

@@ -1,0 +1,303 @@
+"""Weights are loaded whole or not at all: what a folder lacks, what fits nowhere in the model and what is no number."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from toys import encoder
+from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel
+
+import maw
+from maw.retrieval.models import choose_device, load_encoder
+
+CPU = choose_device("cpu")
+TEXTS = ["meaning of glacier", "what an orchard is"]
+TINY = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 31, "vocab_size": 61}
+QUERY = "encoder.layer.1.attention.self.query.weight"
+
+
+@functools.cache
+def saved(kind: str) -> Path:
+    """A folder of each kind that this package and Sentence Transformers write, to copy."""
+    path = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, path)
+    model = encoder(None if kind == "plain" else maw.MAWConfig(depth=5))
+    if kind in ("adapter", "merged"):
+        model.add_adapter(maw.lora_config(model))
+    if kind == "merged":
+        maw.merge_lora(model)
+    model.save_pretrained(str(path), create_model_card=False)
+    return path
+
+
+def folder(path: Path, kind: str) -> Path:
+    return shutil.copytree(saved(kind), path)
+
+
+def key(weights, end: str) -> str:
+    """The one tensor of a host or of an adapter whose name ends so."""
+    (found,) = [name for name in weights if name.endswith(end)]
+    return found
+
+
+def change(path: Path, how, file: str = "model.safetensors") -> None:
+    """Read the tensors, change the dictionary, write it in place."""
+    weights = load_file(path / file)
+    how(weights)
+    save_file(weights, path / file, metadata={"format": "pt"})
+
+
+def edit(path: Path, **changes) -> None:
+    """Change values of config.json."""
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | changes))
+
+
+def maw_command(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "maw", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+
+
+def without(end: str):
+    return lambda weights: weights.pop(key(weights, end))
+
+
+def beside(end: str, other: str):
+    """Once more, under a name that differs."""
+
+    def how(weights):
+        name = key(weights, end)
+        weights[name.replace(end, other)] = weights[name].clone()
+
+    return how
+
+
+def replaced(end: str, how):
+    return lambda weights: weights.update({(name := key(weights, end)): how(weights[name]).contiguous()})
+
+
+# What stops a folder
+
+
+DAMAGES = {
+    "missing": (without("layer.1.output.dense.bias"), r"lacks 1 tensor.*layer\.1\.output\.dense\.bias"),
+    "all missing": (
+        lambda weights: [weights.pop(name) for name in list(weights) if ".maw." not in name],
+        r"lacks \d\d tensors.*embeddings",
+    ),
+    "unused": (
+        beside("layer.1.output.dense.bias", "layer.2.output.dense.bias"),
+        r"1 tensor .*no place.*layer\.2\.output\.dense\.bias",
+    ),
+    "shape": (
+        replaced("layer.1.output.dense.bias", lambda tensor: tensor[1:]),
+        r"layer\.1\.output\.dense\.bias.*\(47,\).*\(48,\)",
+    ),
+    "transposed": (
+        replaced("layer.1.intermediate.dense.weight", lambda tensor: tensor.T),
+        r"layer\.1\.intermediate\.dense\.weight.*\(48, 64\).*\(64, 48\)",
+    ),
+    "integers": (
+        replaced("layer.1.output.dense.bias", lambda tensor: (tensor * 100).to(torch.int64)),
+        r"layer\.1\.output\.dense\.bias.*whole numbers.*I64",
+    ),
+    "nan": (
+        replaced("layer.1.output.dense.bias", lambda tensor: tensor.index_fill(0, torch.tensor([3]), torch.nan)),
+        r"layer\.1\.output\.dense\.bias.*NaN or infinity",
+    ),
+    "infinity": (
+        replaced("word_embeddings.weight", lambda tensor: tensor.index_fill(0, torch.tensor([3]), -torch.inf)),
+        r"word_embeddings\.weight.*NaN or infinity",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [(kind, damage) for kind in ("plain", "full") for damage in DAMAGES] + [("adapter", "missing")],
+)
+def test_a_damaged_tensor_is_an_error_that_names_it(tmp_path, kind, damage):
+    how, message = DAMAGES[damage]
+    change(folder(tmp_path / "model", kind), how)
+    with pytest.raises(maw.MAWError, match=message):
+        load_encoder(str(tmp_path / "model"), device=CPU)
+    if kind != "plain":
+        with pytest.raises(maw.MAWError, match=message):
+            AutoModel.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (without("layer.1.attention.self.query.lora_B.default.weight"), r"lacks 1 tensor.*lora_B"),
+        (beside("layer.1.attention.self.query.lora_B.default.weight", "x.lora_B.weight"), r"1 tensor.*lora_B"),
+        (
+            replaced("layer.1.attention.self.query.lora_A.default.weight", lambda t: t[1:]),
+            r"lora_A.*\(15, 48\).*\(16, 48\)",
+        ),
+    ],
+    ids=["missing", "unused", "shape"],
+)
+def test_a_damaged_adapter_is_an_error(tmp_path, how, message):
+    change(folder(tmp_path / "model", "adapter"), how)
+    with pytest.raises(maw.MAWError, match=message):
+        load_encoder(str(tmp_path / "model"), device=CPU)
+
+
+@pytest.mark.parametrize("damage", ["missing", "unused", "nan", "base"])
+def test_pefts_own_folder_is_checked_with_its_base(tmp_path, damage):
+    model = folder(tmp_path / "base", "plain")
+    adapted = SentenceTransformer(str(model), device="cpu")
+    adapted.add_adapter(maw.lora_config(adapted))
+    adapted.save_pretrained(str(tmp_path / "adapted"), create_model_card=False)
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "adapted" / weights).exists()
+    load_encoder(str(tmp_path / "adapted"), device=CPU)
+    name = "layer.1.attention.self.query.lora_B.weight"
+    if damage == "missing":
+        change(tmp_path / "adapted", without(name), weights)
+    elif damage == "unused":
+        change(tmp_path / "adapted", beside(name, "layer.4.attention.self.query.lora_B.weight"), weights)
+    elif damage == "nan":
+        change(tmp_path / "adapted", replaced(name, lambda tensor: tensor + torch.nan), weights)
+    else:
+        change(model, without("layer.1.output.dense.bias"))
+    with pytest.raises(maw.MAWError, match=r"lora_B|output\.dense\.bias"):
+        load_encoder(str(tmp_path / "adapted"), device=CPU)
+
+
+def test_a_shard_that_lacks_a_tensor_is_an_error(tmp_path):
+    model = encoder(maw.MAWConfig(depth=5))
+    model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    model[0].model.save_pretrained(tmp_path / "model", max_shard_size="50KB")
+    (tmp_path / "model" / "model.safetensors").unlink(missing_ok=True)
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    vectors = load_encoder(str(tmp_path / "model"), device=CPU).encode(TEXTS)
+    assert np.array_equal(vectors, model.encode(TEXTS))
+    listed = json.loads(index.read_text())
+    name = key(listed["weight_map"], "layer.1.output.dense.bias")
+    change(tmp_path / "model", lambda weights: weights.pop(name), listed["weight_map"].pop(name))
+    index.write_text(json.dumps(listed))
+    with pytest.raises(maw.MAWError, match=r"lacks 1 tensor.*layer\.1\.output\.dense\.bias"):
+        load_encoder(str(tmp_path / "model"), device=CPU)
+
+
+@pytest.mark.parametrize("kind", ["plain", "full"])
+@pytest.mark.parametrize("model_type", ["distilbert", "mpnet", "roberta"])
+def test_another_model_type_is_an_error(tmp_path, kind, model_type):
+    path = folder(tmp_path / "model", kind)
+    config = json.loads((path / "config.json").read_text())
+    (config["backbone"] if kind == "full" else config)["model_type"] = model_type
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(maw.MAWError, match=r"lacks|model_type"):
+        load_encoder(str(path), device=CPU)
+
+
+def test_a_dense_layer_is_checked_too(tmp_path):
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    model = encoder()
+    model.append(Dense(48, 6))
+    model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    dense = next((tmp_path / "model").glob("*Dense")).relative_to(tmp_path / "model")
+    for how in (
+        without("linear.bias"),
+        replaced("linear.bias", lambda tensor: tensor[1:]),
+        replaced("linear.bias", lambda tensor: tensor * torch.nan),
+        replaced("linear.bias", lambda tensor: tensor.to(torch.int32)),
+    ):
+        weights = load_file(tmp_path / "model" / dense / "model.safetensors")
+        change(tmp_path / "model" / dense, how)
+        with pytest.raises(maw.MAWError, match=r"linear\.bias"):
+            load_encoder(str(tmp_path / "model"), device=CPU)
+        save_file(weights, tmp_path / "model" / dense / "model.safetensors")
+    assert load_encoder(str(tmp_path / "model"), device=CPU).encode(TEXTS).shape == (2, 6)
+
+
+# What is common in folders, and harmless
+
+
+def test_what_is_common_in_folders_is_harmless(tmp_path, caplog):
+    """The head of a masked-LM, no pooler, and an old index buffer; the packaged encoder has the last one."""
+    model = encoder()
+    model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    expected = model.encode(TEXTS)
+    masked = BertForMaskedLM(model[0].model.config)
+    masked.bert.load_state_dict(model[0].model.state_dict(), strict=False)
+    masked.save_pretrained(tmp_path / "model")
+    change(
+        tmp_path / "model", lambda weights: weights.update({"bert.embeddings.position_ids": torch.arange(512)[None]})
+    )
+    names = list(load_file(tmp_path / "model" / "model.safetensors"))
+    assert any(name.startswith("cls.predictions") for name in names)
+    assert not [name for name in names if "pooler" in name]
+    assert np.array_equal(load_encoder(str(tmp_path / "model"), device=CPU).encode(TEXTS), expected)
+    assert load_encoder("packaged", device=CPU).get_embedding_dimension() == 384
+
+
+def test_a_missing_pooler_is_harmless(tmp_path):
+    model = encoder(maw.MAWConfig(depth=5))
+    model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    for end in ("pooler.dense.weight", "pooler.dense.bias"):
+        change(tmp_path / "model", without(end))
+    vectors = load_encoder(str(tmp_path / "model"), device=CPU).encode(TEXTS)
+    assert np.array_equal(vectors, model.encode(TEXTS))
+
+
+def test_a_missing_pooler_that_makes_the_vectors_is_an_error(tmp_path):
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
+    path = folder(tmp_path / "model", "plain")
+    output = {"text": {"method": "forward", "method_output_name": "pooler_output"}}
+    module = Transformer(str(path), modality_config=output, module_output_name="sentence_embedding")
+    model = SentenceTransformer(modules=[module], device="cpu")
+    model.save_pretrained(str(tmp_path / "pooler"), create_model_card=False)
+    assert np.array_equal(load_encoder(str(tmp_path / "pooler"), device=CPU).encode(TEXTS), model.encode(TEXTS))
+    change(tmp_path / "pooler", without("pooler.dense.bias"))
+    with pytest.raises(maw.MAWError, match=r"vectors of the pooler.*pooler\.dense\.bias"):
+        load_encoder(str(tmp_path / "pooler"), device=CPU)
+
+
+def test_a_type_asked_for_at_loading_is_harmless(tmp_path):
+    path = folder(tmp_path / "model", "full")
+    loaded = AutoModel.from_pretrained(path, dtype=torch.bfloat16)
+    assert loaded.backbone.encoder.layer[0].output.dense.weight.dtype == torch.bfloat16
+
+
+def test_loading_leaves_transformers_as_it_was(tmp_path):
+    from transformers import PreTrainedModel
+
+    before = PreTrainedModel.__dict__["from_pretrained"]
+    load_encoder(str(folder(tmp_path / "model", "plain")), device=CPU)
+    assert PreTrainedModel.__dict__["from_pretrained"] is before
+    BertModel(BertConfig(**TINY)).save_pretrained(tmp_path / "bare")
+    model, info = AutoModel.from_pretrained(tmp_path / "bare", output_loading_info=True)
+    assert isinstance(model, BertModel)
+    assert not info["missing_keys"]
+
+
+# As people call it
+
+
+def test_encode_refuses_random_weights_in_a_new_process(tmp_path):
+    change(folder(tmp_path / "model", "plain"), DAMAGES["all missing"][0])
+    (tmp_path / "corpus.tsv").write_text("d1\ta river\nd2\tan engine\n")
+    run = maw_command("encode", tmp_path / "model", tmp_path / "corpus.tsv", "--output", tmp_path / "vectors")
+    assert run.returncode == 2
+    assert "lacks" in run.stderr
+    assert "embeddings.word_embeddings.weight" in run.stderr
+    assert "Traceback" not in run.stderr
