@@ -120,13 +120,6 @@ class MAWModel(PreTrainedModel):
             attn_implementation = attn_implementation.get("backbone", attn_implementation)
         self.backbone.set_attn_implementation(attn_implementation, *args, **kwargs)
 
-    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
-        """As Transformers does, in the type that `peft.get_peft_model` gives adapters: float32 in any host."""
-        from peft.tuners.tuners_utils import cast_adapter_dtype
-
-        super().add_adapter(adapter_config, adapter_name)
-        cast_adapter_dtype(self, adapter_name or "default")
-
     def get_input_embeddings(self) -> nn.Module:
         """The host's token embeddings."""
         return self.backbone.get_input_embeddings()
@@ -137,6 +130,8 @@ class MAWModel(PreTrainedModel):
 
     def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
         """Add a PEFT adapter beside MAW, which stays trainable in full.
+
+        It has the type that `peft.get_peft_model` gives adapters: float32 in any host.
 
         Args:
             adapter_config: such as `maw.lora_config(model)`.
@@ -151,7 +146,10 @@ class MAWModel(PreTrainedModel):
                 f"...) with the same arguments, or give the {type(adapter_config).__name__} modules_to_save=['maw']; "
                 "to train the adapter alone, freeze MAW afterwards by requires_grad_(False)"
             )
+        from peft.tuners.tuners_utils import cast_adapter_dtype
+
         super().add_adapter(adapter_config, adapter_name)
+        cast_adapter_dtype(self, adapter_name or "default")
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save everything into one folder: host, MAW and, where there is one, the adapter."""
