@@ -28,8 +28,9 @@ class EncodeCommand:
     """The folder for the vectors."""
     dtype: Literal["float16", "float32"] = "float16"
     """How vectors are stored."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """How the model is computed; the shorter types are faster on a GPU and rank a little differently."""
+    precision: Literal["float32", "bfloat16", "float16"] | None = None
+    """How the model is computed; default: the type of its weights. The shorter types are faster on a GPU and rank a
+    little differently."""
     max_length: int | None = None
     """Tokens a text is cut to; default: the model's own limit."""
     shard_size: int = 65_536

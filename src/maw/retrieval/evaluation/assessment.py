@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from maw.errors import MAWError
+from maw.hf.weights import HALF, weights_type
 from maw.io.atomic import write_whole
 from maw.retrieval.data.checks import lacking
 from maw.retrieval.data.judgements import read_judgements
@@ -85,6 +86,8 @@ def assess_model(
     grade = dataset.relevant_grade.get(split, 1) if relevant_grade is None else relevant_grade
     evaluation = evaluate(dataset.judgements(split), run, measures or default_measures(grade))
     notes = [f"{evaluation.queries} queries of {split}, {len(dataset.documents)} documents"]
+    if (computed := weights_type(model)) in HALF:
+        notes.append(f"the model was computed in {computed}, the type of its weights; vectors were compared in float32")
     notes += map(str, dataset_truncation(model, dataset.evaluation_split(split)[0], dataset.documents))
     return Assessment(evaluation, run, notes + _notes(evaluation))
 

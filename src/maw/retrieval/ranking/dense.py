@@ -18,6 +18,7 @@ from torch import Tensor
 from maw.errors import MAWError
 from maw.progress import counted
 from maw.retrieval.data.texts import TextStore
+from maw.retrieval.identity import is_normalised
 from maw.retrieval.ranking.runs import Run, rank_documents
 from maw.retrieval.ranking.search import search
 
@@ -64,9 +65,10 @@ def encode(
             batch_size=batch_size,
             show_progress_bar=show_progress,
             convert_to_tensor=True,
-            normalize_embeddings=model.similarity_fn_name in (None, "cosine"),
         )
     vectors = vectors.float()
+    if is_normalised(model):  # in float32: in half precision lengths are off by as much as scores differ
+        vectors = torch.nn.functional.normalize(vectors, dim=1)
     if not bool(torch.isfinite(vectors).all()):
         row = int((~torch.isfinite(vectors).all(dim=1)).nonzero()[0]) + first
         raise MAWError(

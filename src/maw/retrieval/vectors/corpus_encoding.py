@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from maw.errors import MAWError
+from maw.hf.weights import TYPES, set_weights_type, weights_type
 from maw.io.atomic import Checked, remove_parts
 from maw.io.checked import check_file
 from maw.io.failures import refuse_writing
@@ -41,17 +42,18 @@ class EncodingSettings:
 
     Args:
         dtype: how vectors are stored, float16 or float32.
-        precision: how the model is computed: float32 as it is, bfloat16 or float16 by autocast.
+        precision: the type in which the model is computed; None is that of its weights. With another one, weights in
+            half precision are put into float32 first, and bfloat16 or float16 is computed by autocast.
         shard_size: documents of a shard.
     """
 
     dtype: Literal["float16", "float32"] = "float16"
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] | None = None
     shard_size: int = 65_536
 
     def __post_init__(self) -> None:
-        for name, allowed in (("dtype", ("float16", "float32")), ("precision", ("float32", "bfloat16", "float16"))):
-            if getattr(self, name) not in allowed:
+        for name, allowed in (("dtype", ("float16", "float32")), ("precision", TYPES)):
+            if getattr(self, name) not in allowed and (name, self.precision) != ("precision", None):
                 raise MAWError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.shard_size < 1:
             raise MAWError(f"shard_size must be at least 1, got {self.shard_size}: ask for one document or more")
@@ -60,6 +62,7 @@ class EncodingSettings:
         """These settings and the model's own, as a plan has them."""
         return {
             **asdict(self),
+            "precision": self.precision or weights_type(model),
             "max_length": model.max_seq_length,
             "prompt": document_prompt(model) or "",
             "normalised": is_normalised(model),
@@ -99,7 +102,8 @@ def encode_corpus(
     """Encode a corpus into a folder, or what is missing of it.
 
     Args:
-        model: an encoder of texts, on the device to use; it is put into evaluation mode.
+        model: an encoder of texts, on the device to use; it is put into evaluation mode, and its weights into float32
+            where `precision` asks for another type than theirs.
         corpus: a file that `CorpusFile` reads.
         folder: the store's; made where it is missing.
         settings: what decides the vectors; the defaults where not given.
@@ -123,6 +127,8 @@ def encode_corpus(
     stamp = source.stamp()
     _make_folder(folder)
     model.eval()
+    if settings.precision not in (None, weights_type(model)):
+        set_weights_type(model, "float32")
     about = {"fingerprint": encoder_fingerprint(model), "width": _width(model)}
     encoder = ShardEncoder(model, source, folder, pace)
     waited, documents = 0.0, 0

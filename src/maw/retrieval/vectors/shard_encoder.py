@@ -14,13 +14,14 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from maw.errors import MAWError
+from maw.hf.weights import weights_type
 from maw.io.atomic import write_json, write_whole
 from maw.retrieval.data.corpus_file import Block, CorpusFile
 from maw.retrieval.vectors.ahead import map_ahead, prefetched
@@ -172,7 +173,7 @@ class ShardEncoder:
         rows, dtype = plan.shards[number]["rows"], getattr(torch, plan.settings["dtype"])
         vectors = torch.empty(rows, plan.model["width"], dtype=dtype, device=self.device)
         done, waited = 0, 0.0
-        with computing(plan.settings["precision"], self.device):
+        with computing(plan.settings["precision"], self.model):
             while done < rows:
                 start = time.perf_counter()
                 batch = next(ready)
@@ -251,10 +252,11 @@ def forward(model: SentenceTransformer, batch: Batch, *, normalise: bool) -> Ten
 
 
 @contextmanager
-def computing(precision: Literal["float32", "bfloat16", "float16"], device: torch.device) -> Generator[None]:
-    """Compute the model in float32 as it is, or by autocast in a smaller type."""
+def computing(precision: str, model: SentenceTransformer) -> Generator[None]:
+    """Compute the model in the type of its weights, or by autocast in a smaller one."""
     autocast: Any = nullcontext()
-    if precision != "float32":
+    device = model.device
+    if precision != weights_type(model):
         autocast = torch.autocast(device.type, dtype=getattr(torch, precision))
     here: Any = torch.cuda.device(device) if device.type == "cuda" else nullcontext()  # where kernels are launched
     with here, autocast:

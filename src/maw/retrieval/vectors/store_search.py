@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from maw.errors import MAWError
+from maw.hf.weights import set_weights_type, weights_type
 from maw.io.atomic import write_whole
 from maw.progress import counted
 from maw.retrieval.data.corpus_file import CorpusFile
@@ -71,7 +72,8 @@ def search_store(
     """Search for every query and yield its id and its k best documents, best first.
 
     Args:
-        model: the encoder that made the store.
+        model: the encoder that made the store; weights in half precision are put into float32 where the store was
+            computed in another type than theirs.
         store: what to search.
         queries: id to text.
         k: how many documents a query; all of them where there are fewer.
@@ -83,6 +85,8 @@ def search_store(
     """
     if not queries:
         raise MAWError("there must be at least one query, got none: give a query or a file of queries")
+    if store.plan.settings.get("precision") != weights_type(model):
+        set_weights_type(model, "float32")
     store.check_model(model, "the one given")
     vectors = encode(model, list(queries.values()), "query", show_progress=show_progress)
     yield from search_vectors(vectors, store, list(queries), k, drop_own=drop_own)
