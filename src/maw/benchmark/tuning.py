@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from maw.errors import MAWError
 from maw.hf.attach import attach
+from maw.hf.folders import seal_model_folder
 from maw.hf.lora import lora_config, merge_lora
 from maw.hf.weights import in_full, set_weights_type, weights_type
 from maw.io.atomic import atomic_folder
@@ -141,3 +142,4 @@ def save_model(
             settings=settings,
             metrics=metrics,
         )
+        seal_model_folder(aside)

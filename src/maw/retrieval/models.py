@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from maw.errors import MAWError
+from maw.hf.folders import check_encoder, check_model_folder, one_line
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -126,39 +127,27 @@ def load_encoder(name: str, *, device: torch.device, max_length: int | None = No
         MAWError: it cannot be loaded, its weights are not whole (`maw.hf.loading`), or it takes shorter texts than
             `max_length`.
     """
-    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
 
     from maw.hf.loading import checked_loading
 
     folder = packaged_encoder() if name == PACKAGED else Path(name)
-    if folder.is_dir() and not any(folder.rglob("*.safetensors")) and not any(folder.rglob("pytorch_model*.bin")):
-        raise MAWError(f"model {name}: the folder holds no weights (no *.safetensors): is it a finished model folder?")
+    if folder.is_dir():
+        check_model_folder(folder)
     place = str(folder) if folder.is_dir() else name
     try:
         with checked_loading() as loaded:
             model = SentenceTransformer(place, device=str(device))
         _check_modules(model, place)
-    except MAWError:
-        raise
-    except SafetensorError as error:
-        raise MAWError(
-            f"model {name!r}: wanted whole weights, but {_damaged(folder)} cannot be read ({error}): copy or save the "
-            "model again"
-        ) from error
-    except (OSError, ValueError, KeyError) as error:
-        raise MAWError(
-            f"model {name!r} is neither a model folder nor a model that can be fetched: "
-            f"{str(error).splitlines()[0]}. Give `packaged`, a folder, or a hub name this machine can reach"
-        ) from error
-    except RuntimeError as error:
-        if "state_dict" not in str(error):
+        check_encoder(model, name)
+    except MAWError as error:
+        if name in str(error) or str(folder) in str(error):
             raise
-        told = " ".join(str(error).split())
-        raise MAWError(
-            f"model {name!r}: the weights do not fit the modules that the folder describes ({told}): copy or save the "
-            "model again"
-        ) from error
+        raise MAWError(f"model {name}: {error}") from error
+    except BaseException as error:  # whatever a damaged file makes of the code of others
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # tokenizers' own
+            raise
+        raise MAWError(_why_it_cannot_be_loaded(name, folder, error)) from error
     poolers = [key for _, missing in loaded for key in missing]
     if poolers and any("pooler_output" in str(getattr(module, "modality_config", "")) for module in model):
         raise MAWError(
@@ -167,6 +156,26 @@ def load_encoder(name: str, *, device: torch.device, max_length: int | None = No
         )
     limit_length(model, max_length)
     return model
+
+
+def _why_it_cannot_be_loaded(name: str, folder: Path, error: BaseException) -> str:
+    """A sentence for what loading a model raised."""
+    from safetensors import SafetensorError
+
+    again, told = "copy or save the model again", one_line(error)
+    if isinstance(error, SafetensorError):
+        return f"model {name!r}: wanted whole weights, but {_damaged(folder)} cannot be read ({told}): {again}"
+    if isinstance(error, RuntimeError) and "state_dict" in told:
+        return f"model {name!r}: the weights do not fit the modules that the folder describes ({told}): {again}"
+    if not folder.is_dir() and isinstance(error, OSError | ValueError | KeyError):
+        return (
+            f"model {name!r} is neither a model folder nor a model that can be fetched: {told}. Give `packaged`, a "
+            "folder, or a hub name this machine can reach"
+        )
+    return (
+        f"model {name!r} cannot be loaded ({told}): its files are damaged or do not belong together; copy or save the "
+        "model again"
+    )
 
 
 def _check_modules(model: SentenceTransformer, place: str) -> None:
