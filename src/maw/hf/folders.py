@@ -34,6 +34,12 @@ SMALL = 2**22
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken", "tokenizer*.py", "tekken.json")
 """Files of which a tokenizer needs one."""
 
+OBJECTS = (
+    *("config.json", "config_sentence_transformers.json", "sentence_*_config.json", "adapter_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
+"""JSON files that loading a model reads, as objects."""
+
 SIZES = ("hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings")
 LARGEST_HEADER = 2**27
 
@@ -170,12 +176,10 @@ def _check_modules(folder: Path) -> Path:
 
 
 def _check_files(folder: Path) -> None:
-    """Every small JSON file is one; those that are read as objects are objects."""
-    for path in sorted(folder.glob("*.json")):
-        if path.is_file() and path.stat().st_size > SMALL:
-            continue
-        wanted = list if path.name == "modules.json" else dict
-        read_json(path, "Copy or save the model again", wanted=wanted)
+    """The small JSON files that are read as objects are objects; files of other names are none of ours."""
+    for path in sorted({path for pattern in OBJECTS for path in folder.glob(pattern)}):
+        if not path.is_file() or path.stat().st_size <= SMALL:
+            read_json(path, "Copy or save the model again", wanted=dict)
 
 
 def _check_sizes(folder: Path) -> None:
