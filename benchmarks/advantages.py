@@ -1,9 +1,10 @@
 """Does scaling a group's rewards turn the policy gradient? Expected updates on real rewards against the exact gradient.
 
     python benchmarks/advantages.py --data FOLDER [--output FILE.json] [--commit COMMIT] [--texts 100] [--groups 16384]
+        [--sets nfcorpus ...] [--model FOLDER] [--device cuda]
 
 The entropy rewards of all depths in an untuned all-MiniLM-L6-v2 are recorded in its first and last layer, on queries
-and documents of four data sets. The policy is uniform, as training begins, or random (standard normal logits). For
+and documents of data sets. The policy is uniform, as training begins, or random (standard normal logits). For
 every text many groups of eight depths are sampled, and the mean update of its policy logits is compared with the exact
 gradient: the cosine between the two, the share of depths that the update moves the other way, and its length. Rewards
 are taken as they are and above their depth's mean over the other texts of the data set, which is what baselines of
@@ -68,16 +69,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds the BEIR folders")
+    parser.add_argument("--sets", nargs="+", default=SETS, help=f"among {', '.join(SETS)}")
+    parser.add_argument("--model", default="packaged")
     parser.add_argument("--texts", type=int, default=100, help="queries, and as many documents, of each data set")
     parser.add_argument("--groups", type=int, default=16_384, help="sampled for every text")
     asked = parser.parse_args()
     device = torch.device(asked.device)
-    model = load_encoder("packaged", device=device, max_length=128)
+    model = load_encoder(asked.model, device=device, max_length=128)
     rows = []
-    for layer, name in itertools.product((0, -1), SETS):
+    for layer, name in itertools.product((0, -1), asked.sets):
         attach(model, MAWConfig(layers=[layer]))
         model.eval()
-        recorded = record(model, *texts_of(name, asked.data, asked.texts)).reward.double()
+        recorded = record(model, *texts_of(name, asked.data, asked.texts)).reward.double().to(device)
         detach(model)
         others = (recorded.sum(dim=0) - recorded) / (len(recorded) - 1)
         for policy, above in itertools.product(("uniform", "random"), (False, True)):
