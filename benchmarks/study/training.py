@@ -37,7 +37,7 @@ from maw.retrieval.models import load_encoder
 from maw.retrieval.training.fine_tuning import count_parameters, train
 from maw.retrieval.training.settings import TrainingSettings
 
-__all__ = ["do_run", "maw_config", "quiet"]
+__all__ = ["do_run", "maw_config", "quiet", "training_settings"]
 
 POSITIVES = 5
 """At most so many relevant documents a query: NFCorpus has 43 on average."""
@@ -67,8 +67,15 @@ def encoder(run: Run, asked: argparse.Namespace, device: torch.device) -> Senten
     return model
 
 
-def do_run(run: Run, asked: argparse.Namespace, device: torch.device) -> None:
-    """Do it and write `runs/NAME.npz`, then `runs/NAME.json`."""
+def do_run(run: Run, asked: argparse.Namespace, device: torch.device, **changes: Any) -> None:
+    """Do it and write `runs/NAME.npz`, then `runs/NAME.json`.
+
+    Args:
+        run: what to do.
+        asked: the command's arguments.
+        device: where.
+        changes: to `training_settings`.
+    """
     start = time.time()
     model = encoder(run, asked, device)
     result: dict[str, Any] = {
@@ -78,7 +85,7 @@ def do_run(run: Run, asked: argparse.Namespace, device: torch.device) -> None:
         "parameters": count_parameters(model),
     }
     if run.variant != "untuned":
-        result |= _train(model, run, asked)
+        result |= _train(model, run, asked, training_settings(run, **changes))
     trained = time.time()
     per_query, selection = measure(model, asked.data, device, trained_on=run.train, everything=everywhere(run))
     arrays = {split: np.array(list(values.values()), dtype=np.float32) for split, values in per_query.items()}
@@ -125,16 +132,27 @@ def freeze(model: SentenceTransformer) -> None:
         parameter.requires_grad_(parameter.requires_grad and parameter in trained)
 
 
-def _train(model: SentenceTransformer, run: Run, asked: argparse.Namespace) -> dict[str, Any]:
-    config, weights_per = maw_config(run), run.maw.get("weights per")
-    settings = TrainingSettings(
+def training_settings(run: Run, *, mask_relevant: bool = False, positives: int | None = POSITIVES) -> TrainingSettings:
+    """How a run is trained.
+
+    The study's runs have what is judged relevant to a query among its negatives, as every training had when it was
+    made; `benchmarks/false_negatives.py` measures what `mask_relevant` changes.
+    """
+    return TrainingSettings(
         learning_rate=run.learning_rate,
         epochs=run.epochs,
         batch_size=run.batch_size,
         max_length=study_data.LENGTH,
-        positives_per_query=POSITIVES,
+        positives_per_query=positives,
         seed=run.seed,
+        mask_relevant=mask_relevant,
     )
+
+
+def _train(
+    model: SentenceTransformer, run: Run, asked: argparse.Namespace, settings: TrainingSettings
+) -> dict[str, Any]:
+    config, weights_per = maw_config(run), run.maw.get("weights per")
     set_seed(run.seed)
     if config is not None:
         attach(model, config)

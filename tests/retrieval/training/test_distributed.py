@@ -21,7 +21,9 @@ from toys import columns, encoder, note_depth_weights
 import maw
 from maw import grpo
 from maw.hf.attach import maw_layers
+from maw.retrieval.training.batches import TrainingTexts
 from maw.retrieval.training.losses import AuxiliaryLoss, contrastive_loss
+from maw.retrieval.training.relevance import Relevance
 
 PROCESSES = 2
 # baselines of depths compare the texts of one process alone, and a low temperature magnifies roundings
@@ -65,6 +67,23 @@ def cached_contrastive(model):
     return contrastive_loss(model, scale=20.0, mini_batch_size=1, gather=dist.is_initialized())
 
 
+def relevance():
+    """Documents that are relevant to a query of the same process and to one of the other."""
+    data = toys.toy()
+    names = [(f"q{number}", f"d{number}") for number in range(4)]
+    judged = {"q0": {"d1": 1, "d3": 1}, "q1": {"d2": 1}, "q3": {"d0": 1}}
+    return Relevance(TrainingTexts(data.queries, data.documents, names), judged)
+
+
+def masked(model):
+    return contrastive_loss(model, scale=20.0, gather=dist.is_initialized(), relevance=relevance())
+
+
+def cached_masked(model):
+    gather = dist.is_initialized()
+    return contrastive_loss(model, scale=20.0, mini_batch_size=1, gather=gather, relevance=relevance())
+
+
 # What is trained, by which loss, and how often before the gradients are looked at.
 CASES = {
     "exact": (EXACT, {}),
@@ -86,6 +105,9 @@ CASES = {
     "gathered, cached, no MAW": (None, {"loss": cached_contrastive, "find_unused": True}),
     "gathered, cached": (EXACT, {"loss": cached_contrastive, "find_unused": True}),
     "gathered, cached, checkpointed": (EXACT, {"loss": cached_contrastive, "checkpointing": True}),
+    "masked": (EXACT, {"loss": masked, "find_unused": True}),
+    "masked, cached": (EXACT, {"loss": cached_masked, "find_unused": True}),
+    "masked, no MAW": (None, {"loss": masked, "find_unused": True}),
     "replayed": (REPLAYED, {"steps": 2, "find_unused": True}),
     "replayed, cached": (REPLAYED, {"steps": 2, "loss": cached_contrastive, "find_unused": True}),
 }
@@ -114,9 +136,10 @@ def build(settings, *, lora=False, checkpointing=False):
 def gradients(settings, *, loss=PairLoss, losses=1, steps=1, rank=None, find_unused=False, **options):
     """Of every trainable parameter at the last step; `rank` takes its share of the texts, None takes all."""
     model = build(settings, **options)
-    batch = columns(model)
+    batch, labels = columns(model), torch.from_numpy(relevance().ids)
     seen = model
     if rank is not None:
+        labels = labels.chunk(PROCESSES)[rank]
         batch = [{name: value.chunk(PROCESSES)[rank] for name, value in column.items()} for column in batch]
         seen = DistributedDataParallel(model, find_unused_parameters=find_unused)
     task = loss(model)
@@ -131,7 +154,7 @@ def gradients(settings, *, loss=PairLoss, losses=1, steps=1, rank=None, find_unu
         for index in range(losses):
             if rank is not None:
                 seen.require_backward_grad_sync = index == losses - 1
-            (auxiliary(batch, None) / losses).backward()
+            (auxiliary(batch, labels) / losses).backward()
     found = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     assert [name for name, gradient in found.items() if gradient is None] == []
     return found

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +27,18 @@ __all__ = ["RetrievalDataset", "normalise", "relevant", "seeded"]
 
 
 def normalise(text: str) -> str:
-    """Return the form in which two texts count as the same: case folded, white space collapsed and stripped.
+    """Return the form in which two texts count as the same.
+
+    Characters that Unicode holds compatible are one (NFKC: full width and ligatures, composed accents or not), case is
+    folded, white space collapsed and stripped.
 
     >>> normalise("  What IS\\ta  depth? ")
     'what is a depth?'
+    >>> normalise("\\ufb01rst") == normalise("FIRST")
+    True
     """
-    return " ".join(text.casefold().split())
+    compatible = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(unicodedata.normalize("NFKC", compatible).split())  # folding can take characters apart again
 
 
 def relevant(grades: Mapping[str, int]) -> list[str]:

@@ -1,7 +1,9 @@
-"""Which pairs are trained on together: batches without false negatives that are known, in an order known beforehand.
+"""Which pairs are trained on together, in an order known beforehand: as few false negatives as costs nothing.
 
-A pair's query and relevant document are no text of another pair of the batch: neither its query, nor its relevant
-document, nor one of its negatives. Two pairs may have a negative in common.
+Two pairs go together if a pair's query and relevant document are no text of the other pair (neither its query, nor its
+relevant document, nor one of its negatives), and no text of the other pair is judged relevant to its query. Two pairs
+may have a negative in common. Where pairs that go together are not at hand, others are taken, so that every batch is
+full and every pair comes once an epoch; the loss leaves out what is relevant (`relevance`, `contrastive`).
 
 A batch is made for all processes together and cut into equal shares, so that several processes see what one process
 with the whole batch would see. The order of an epoch depends on the seed, the epoch and the ids alone; a training that
@@ -13,16 +15,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import BatchSampler, Dataset
 
 from maw.errors import MAWError
-from maw.retrieval.data.dataset import normalise
-from maw.retrieval.data.texts import hash64
+from maw.retrieval.training.relevance import Relevance, text_hashes
 
 __all__ = ["Batches", "Collator", "TrainingTexts", "chained"]
+
+
+WAITING = 8
+"""When so many batches of rows wait for one with which they go, a batch takes those that wait longest."""
+EXCHANGED, ATTEMPTS = 1000, 64
+"""So many rows at most are exchanged in an epoch for others that go better, each after so many attempts at most."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +62,25 @@ class TrainingTexts(Dataset):
 class Batches(BatchSampler):
     """Rows of the training texts, batch by batch, for one of several processes.
 
-    Every epoch takes the rows in an order of its own and puts each into the first batch it goes with. Every batch is
-    full but the last, which holds the rest. Where the rows left cannot fill a batch, rows that were used before come
-    again, and where these cannot either, the batch is short. A batch is always cut to a multiple of the processes.
+    Every epoch takes the rows in an order of its own and puts each into the first batch it goes with; when more than
+    `WAITING` batches of rows wait for one, the batch is filled with those that wait longest. Every batch is full but
+    the last, which holds the rest, cut to a multiple of the processes.
+
+    Without `relevance`, nothing is known but the rows' own texts, and no row may join a batch with which it does not
+    go: where the rows left cannot fill a batch, rows that were used before come again, and where these cannot either,
+    the batch is short.
 
     Args:
         texts: what is batched.
+        relevance: what is relevant to which query, for a loss that leaves it out.
         batch_size: rows of a batch, those of all processes together.
         seed: another seed is another order.
         process: which share is wanted.
         processes: how many shares there are; divides `batch_size`.
+        hashes: those of the texts (`text_hashes`), where they are known already.
 
     Attributes:
-        hashes: of every text of every row, (rows, columns); texts that are the same after `normalise` have the same.
+        hashes: as above.
 
     >>> rows = [(f"q{i}", f"d{i}") for i in range(5)]
     >>> texts = TrainingTexts({q: q for q, _ in rows}, {d: d for _, d in rows}, rows)
@@ -74,9 +89,18 @@ class Batches(BatchSampler):
     """
 
     def __init__(
-        self, texts: TrainingTexts, batch_size: int, *, seed: int, process: int = 0, processes: int = 1
+        self,
+        texts: TrainingTexts,
+        batch_size: int,
+        *,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+        relevance: Relevance | None = None,
+        hashes: np.ndarray | None = None,
     ) -> None:
         self.texts = texts
+        self.relevance = relevance
         self.batch_size = batch_size
         self.seed = seed
         self.process, self.processes = process, processes
@@ -85,9 +109,7 @@ class Batches(BatchSampler):
         self.sizes = [batch_size] * (len(texts) // batch_size)
         if rest >= processes:
             self.sizes.append(rest - rest % processes)
-        self.hashes = np.empty((len(texts), len(texts.rows[0])), dtype=np.uint64)
-        for index, row in enumerate(texts.rows):
-            self.hashes[index] = [hash64(normalise(text)) for text in texts.texts(row)]
+        self.hashes = text_hashes(texts) if hashes is None else hashes
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -107,8 +129,31 @@ class Batches(BatchSampler):
         """Every batch of the epoch, uncut.
 
         Raises:
-            MAWError: not even one pair for each process goes together.
+            MAWError: without `relevance`, not even one pair for each process goes together.
         """
+        if self.relevance is None:
+            yield from self._going_together()
+        else:
+            yield from self._full(self.relevance)
+
+    def _full(self, relevance: Relevance) -> list[list[int]]:
+        """Every row once; rows that do not go together are taken where no others are at hand, then exchanged."""
+        fresh, waiting, batches, taken = iter(self._order()), [], [], []
+        relevant_to = cache(lambda query: frozenset(relevance.of(query).tolist()))
+        for size in self.sizes:
+            batch = _Batch(size, relevance.ids, relevant_to)
+            waiting = batch.fill(waiting)
+            while batch.wants and len(waiting) < WAITING * self.batch_size and (row := next(fresh, None)) is not None:
+                waiting += batch.fill([row])
+            missing = size - len(batch.rows)
+            taken += [(len(batches), len(batch.rows) + number) for number in range(missing)]
+            batches.append(batch.rows + waiting[:missing])
+            waiting = waiting[missing:]
+        _exchange(batches, taken, relevance)
+        return batches
+
+    def _going_together(self) -> Iterator[list[int]]:
+        """Batches of rows that go together alone, short or with rows that come again where there are no more."""
         order = self._order()
         fresh, waiting = iter(order), []
         for size in self.sizes:
@@ -135,14 +180,54 @@ class Batches(BatchSampler):
         return sorted(range(len(self.texts)), key=key)
 
 
-class _Batch:
-    """Rows that go together, up to a size."""
+def _exchange(batches: Sequence[list[int]], taken: Sequence[tuple[int, int]], relevance: Relevance) -> None:
+    """Exchange rows that do not go with their batch for rows of other batches, where both then go with theirs.
 
-    def __init__(self, size: int, hashes: np.ndarray) -> None:
-        self.size, self.hashes = size, hashes
+    Args:
+        batches: the rows of every batch; changed.
+        taken: (batch, position in it) of rows that were taken because no others were at hand. Where they are more than
+            `EXCHANGED`, so much is relevant to so many queries that most batches cannot be mended, and none is.
+    """
+
+    def goes(row: int, batch: int, position: int) -> bool:
+        rows = [other for number, other in enumerate(batches[batch]) if number != position]
+        return not rows or not relevance.conflict(row, rows)
+
+    if len(batches) < 2 or len(taken) > EXCHANGED:
+        return
+    for batch, position in taken:
+        row = batches[batch][position]
+        if goes(row, batch, position):
+            continue
+        for attempt in range(min(ATTEMPTS, len(batches) * len(batches[0]))):
+            other, partner = divmod(attempt, len(batches[0]))
+            other = (batch - 1 - other) % len(batches)
+            if other == batch or partner >= len(batches[other]):
+                continue
+            there = batches[other][partner]
+            if goes(there, batch, position) and goes(row, other, partner):
+                batches[batch][position], batches[other][partner] = there, row
+                break
+
+
+class _Batch:
+    """Rows that go together, up to a size.
+
+    Args:
+        size: so many rows.
+        texts: numbers or hashes of every text of every row, (rows, columns).
+        relevant_to: the numbers of the texts that are relevant to a query, by its number; None where only the rows'
+            own texts are known.
+    """
+
+    def __init__(
+        self, size: int, texts: np.ndarray, relevant_to: Callable[[int], frozenset[int]] | None = None
+    ) -> None:
+        self.size, self.numbers, self.relevant_to = size, texts, relevant_to
         self.rows: list[int] = []
         self.pairs: set[int] = set()
         self.texts: set[int] = set()
+        self.relevant: set[int] = set()
 
     @property
     def wants(self) -> bool:
@@ -155,11 +240,18 @@ class _Batch:
         for place, row in enumerate(rows):
             if not self.wants:
                 return [*left, *rows[place:]]
-            texts = self.hashes[row].tolist()
-            if self.texts.isdisjoint(texts[:2]) and self.pairs.isdisjoint(texts):
+            texts = self.numbers[row].tolist()
+            relevant = frozenset(texts[:2]) if self.relevant_to is None else self.relevant_to(texts[0])
+            if (
+                self.texts.isdisjoint(texts[:2])
+                and self.pairs.isdisjoint(texts)
+                and self.texts.isdisjoint(relevant)
+                and self.relevant.isdisjoint(texts)
+            ):
                 self.rows.append(row)
                 self.pairs.update(texts[:2])
                 self.texts.update(texts)
+                self.relevant.update(relevant)
             else:
                 left.append(row)
         return left
@@ -171,16 +263,26 @@ class Collator:
     Args:
         texts: where ids become texts.
         collate: Sentence Transformers' collator of rows {column: text}.
+        relevance: where rows become the numbers of their texts, the `label` of the batch; None gives none.
     """
 
-    def __init__(self, texts: TrainingTexts, collate: Callable[[list[dict[str, str]]], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        texts: TrainingTexts,
+        collate: Callable[[list[dict[str, str]]], dict[str, Any]],
+        relevance: Relevance | None = None,
+    ) -> None:
         self.texts = texts
         self.collate = collate
+        self.relevance = relevance
+        self.numbers = {} if relevance is None else {row: number for number, row in enumerate(texts.rows)}
 
     def __call__(self, rows: Sequence[tuple[str, ...]]) -> dict[str, Any]:
         """One batch."""
         names = ["anchor", "positive", *(f"negative_{place}" for place in range(1, len(rows[0]) - 1))]
         batch = self.collate([dict(zip(names, self.texts.texts(row), strict=True)) for row in rows])
+        if self.relevance is not None:
+            batch["label"] = torch.from_numpy(self.relevance.ids[[self.numbers[row] for row in rows]])
         return {**batch, "rows": ["\0".join(row) for row in rows]}
 
 

@@ -39,6 +39,7 @@ from maw.retrieval.training.checkpoints import (
     step_of,
 )
 from maw.retrieval.training.losses import AuxiliaryLoss, contrastive_loss
+from maw.retrieval.training.relevance import Relevance, text_hashes
 from maw.retrieval.training.rows import find_negatives, with_negatives
 from maw.retrieval.training.saving import Checkpoints
 from maw.retrieval.training.settings import TrainingSettings
@@ -106,7 +107,17 @@ def train(
         negatives = find_negatives(dataset, settings, model, folder / "negatives")
     rows, drawn_negatives = with_negatives(dataset, pairs, negatives or {}, settings.hard_negatives, settings.seed)
     texts = TrainingTexts(dataset.queries, dataset.documents, rows)
-    batches = Batches(texts, settings.batch_size * processes, seed=settings.seed, process=rank, processes=processes)
+    hashes = text_hashes(texts)
+    relevance = Relevance(texts, dataset.judgements("train"), hashes) if settings.mask_relevant else None
+    batches = Batches(
+        texts,
+        settings.batch_size * processes,
+        seed=settings.seed,
+        process=rank,
+        processes=processes,
+        relevance=relevance,
+        hashes=hashes,
+    )
     _schedule(arguments, settings, len(batches))
     limit_length(model, settings.max_length)
     model.model_card_data.generate_widget_examples = False  # our own card is written where the model is saved
@@ -120,6 +131,7 @@ def train(
         scale=settings.similarity_scale,
         mini_batch_size=settings.mini_batch_size,
         gather=processes > 1,
+        relevance=relevance,
     )
     if checkpoint is None:  # else it holds what came of it
         _calibrate(model, _texts_of(dataset, pairs, CALIBRATION_PAIRS), settings)
@@ -212,6 +224,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What decides the weights that a training ends with."""
     data = hashlib.sha256(batches.hashes.tobytes())
+    data.update(b"" if batches.relevance is None else batches.relevance.pairs.tobytes())
     for row in batches.texts.rows:
         data.update("\0".join(row).encode())
     packages = ("torch", "transformers", "sentence-transformers", "maw-attention")

@@ -1,6 +1,7 @@
 """The training loss: in-batch contrastive, and around it what MAW layers need of any loss.
 
-`contrastive_loss` is Sentence Transformers' multiple negatives ranking loss, cached where mini-batches are asked for.
+`contrastive_loss` is Sentence Transformers' multiple negatives ranking loss without false negatives that are known
+(`contrastive`), cached where mini-batches are asked for.
 `AuxiliaryLoss` sees to the weight of the layers' GRPO loss (`maw.auxiliary`) and, with `updates` > 1, to the samples
 that serve several optimiser steps: those of one step are kept while its losses run and replayed by every loss of the
 next step, however many losses a step accumulates.
@@ -13,10 +14,6 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from sentence_transformers.sentence_transformer.losses import (
-    CachedMultipleNegativesRankingLoss,
-    MultipleNegativesRankingLoss,
-)
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -25,12 +22,14 @@ from maw.errors import MAWError
 from maw.hf.in_place import LayersInPlace
 from maw.hf.training_state import check_maw_is_trained
 from maw.records import Rollout
+from maw.retrieval.training.contrastive import CachedContrastiveLoss, ContrastiveLoss, Masked
 from maw.retrieval.training.rollouts import Rollouts, wants_rollouts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from maw.module import DepthAttention
+    from maw.retrieval.training.relevance import Relevance
 
 __all__ = ["AuxiliaryLoss", "contrastive_loss"]
 
@@ -42,7 +41,12 @@ Kept = tuple[int, int, Rollout]
 
 
 def contrastive_loss(
-    model: SentenceTransformer, *, scale: float, mini_batch_size: int | None = None, gather: bool = False
+    model: SentenceTransformer,
+    *,
+    scale: float,
+    mini_batch_size: int | None = None,
+    gather: bool = False,
+    relevance: Relevance | None = None,
 ) -> nn.Module:
     """In-batch contrastive loss on (query, relevant document, negatives...) columns.
 
@@ -52,12 +56,13 @@ def contrastive_loss(
         mini_batch_size: so many texts a forward, the gradients of the whole batch (GradCache); None is one forward.
         gather: the candidates are the documents of all processes. Each process takes the mean over its own queries, so
             that the mean over processes has the gradient of one process with the whole batch.
+        relevance: what is relevant to a query is no negative of it: its logit is left out. The numbers of the batch's
+            texts (`Relevance.ids`) are given to the loss as labels. None leaves nothing out.
     """
+    options: dict[str, Any] = {"scale": scale, "gather_across_devices": gather}
     if mini_batch_size is None:
-        return MultipleNegativesRankingLoss(model, scale=scale, gather_across_devices=gather)
-    return CachedMultipleNegativesRankingLoss(
-        model, scale=scale, mini_batch_size=mini_batch_size, gather_across_devices=gather
-    )
+        return ContrastiveLoss(model, relevance, **options)
+    return CachedContrastiveLoss(model, relevance, mini_batch_size=mini_batch_size, **options)
 
 
 class AuxiliaryLoss(nn.Module):
@@ -91,6 +96,20 @@ class AuxiliaryLoss(nn.Module):
         """The MAW layers of the model."""
         return self._layers(self.model)
 
+    @property
+    def masked(self) -> Masked | None:
+        """What the wrapped loss leaves out, where it does."""
+        return getattr(self.loss, "masked", None)
+
+    @property
+    def left_out(self) -> Tensor | None:
+        """Which candidates the wrapped loss left out for which query in its latest batch; None where it does not."""
+        return None if self.masked is None else self.masked.last
+
+    def masked_candidates(self) -> Tensor | None:
+        """The mean number of candidates that were left out for a query since the last call; None without any batch."""
+        return None if self.masked is None else self.masked.collect()
+
     def forward(self, features: Any, labels: Tensor | None = None) -> Tensor:
         """The wrapped loss.
 
@@ -123,7 +142,9 @@ class AuxiliaryLoss(nn.Module):
         loss = scale_gradient(loss, [layer.gradient_scale for layer in layers])
         for layer, beside in replayed:
             loss = add_loss_beside(loss, beside, layer.selector.parameters())
-        for layer, beside in [] if rollouts is None else rollouts.losses():  # the gradient alone, as a layer's own
+        for layer, beside in (
+            [] if rollouts is None else rollouts.losses(self.left_out)
+        ):  # the gradient alone, as a layer's own
             loss = add_loss_beside(loss, beside - beside.detach(), layer.selector.parameters())
         return loss
 

@@ -5,8 +5,9 @@
 
 rolled_out[b,m] is the vector of text b when every MAW layer has all its weight on the m-th depth it chose for b. The
 candidates are the other side of the batch, as the training loss saw them: for a query all documents, hard negatives
-too; for a relevant document the queries. That of row b is the text's partner. Hard negatives have none; nothing is
-learned from their choices.
+too; for a relevant document the queries. That of row b is the text's partner. What the loss leaves out because it is
+relevant is no candidate here either: a document relevant to the query, a query to which the document is relevant. Hard
+negatives have no partner; nothing is learned from their choices.
 
 The layers below the first one with MAW, if there are any, run once: their output is kept from the training forward and
 handed on. All texts of a column are rolled out in one forward without gradient, in evaluation mode.
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from maw.errors import MAWError
@@ -46,7 +47,11 @@ def wants_rollouts(layers: Sequence[DepthAttention]) -> bool:
 
 
 def retrieval_reward(
-    rolled_out: Float[Tensor, "B G M"], candidates: Float[Tensor, "candidates M"], *, scale: float
+    rolled_out: Float[Tensor, "B G M"],
+    candidates: Float[Tensor, "candidates M"],
+    *,
+    scale: float,
+    left_out: Bool[Tensor, "B candidates"] | None = None,
 ) -> Float[Tensor, "B G"]:
     """The log-likelihood of each text's partner among all candidates, for G vectors of each text.
 
@@ -54,6 +59,7 @@ def retrieval_reward(
         rolled_out: G vectors a text, (B, G, M).
         candidates: the vectors of the other side, at least B; the partner of text b is in row b.
         scale: the training loss's factor on cosines.
+        left_out: which candidates are none of which text, (B, candidates), never its partner; None leaves nothing out.
 
     Returns:
         (B, G), in float32.
@@ -64,6 +70,8 @@ def retrieval_reward(
     with torch.autocast(rolled_out.device.type, enabled=False):
         score = scale * F.normalize(rolled_out.float(), dim=-1) @ F.normalize(candidates.float(), dim=-1).T
         own = torch.arange(len(rolled_out), device=score.device)
+        if left_out is not None:
+            score = score.masked_fill(left_out[:, None], -torch.inf)
         return score.log_softmax(dim=-1)[own, :, own]
 
 
@@ -118,8 +126,11 @@ class Rollouts:
             for layer in self.layers:
                 layer.pending = None
 
-    def losses(self) -> list[tuple[DepthAttention, Tensor]]:
+    def losses(self, left_out: Bool[Tensor, "B documents"] | None = None) -> list[tuple[DepthAttention, Tensor]]:
         """Each layer's auxiliary loss, the mean over queries and their relevant documents.
+
+        Args:
+            left_out: which documents the training loss left out for which query; None where it left out nothing.
 
         Raises:
             MAWError: the loss called the model in another way than for queries and for documents as a whole.
@@ -131,11 +142,12 @@ class Rollouts:
                 f"documents, got forwards of {rows} texts: take a loss without mini-batches, or reward='entropy'"
             )
         losses: list[list[Tensor]] = [[] for _ in self.layers]
-        candidates = torch.cat(self.vectors[1:]), self.vectors[0]
-        for place, others in enumerate(candidates):
+        queries, documents = self.vectors[0], torch.cat(self.vectors[1:])
+        of_documents = None if left_out is None else left_out[:, : rows[0]].T
+        for place, (others, masked) in enumerate([(documents, left_out), (queries, of_documents)]):
             choices = [_first_rows(*own[place], rows[0]) for own in self.chosen]
             found = self._roll_out(place, [choice for choice, _ in choices])
-            reward = retrieval_reward(found, others, scale=self.scale)
+            reward = retrieval_reward(found, others, scale=self.scale, left_out=masked)
             for own, layer, (choice, entropy) in zip(losses, self.layers, choices, strict=True):
                 whole = reward if entropy is None else entropy + layer.config.retrieval_weight * reward
                 own.append(layer.settle(choice, whole))

@@ -30,6 +30,8 @@ class TrainingSettings:
         dtype: the type that weights are saved in; None is the one they were loaded in. They are trained in float32.
         save_steps: save a checkpoint after every so many steps too, not after every epoch alone.
         seed: of every draw: order, dropout, depth noise, positives, negatives that are missing, dev documents.
+        mask_relevant: whether what is judged relevant to a query is never its negative. False trains against the
+            judgements, as was done before this could be avoided; it is there to measure what that costs.
     """
 
     learning_rate: float = 5e-5
@@ -50,6 +52,7 @@ class TrainingSettings:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     save_steps: int | None = None
     seed: int = 0
+    mask_relevant: bool = True
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "mini_batch_size", "max_length", "dev_documents", "save_steps"):

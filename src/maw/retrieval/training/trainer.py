@@ -51,7 +51,7 @@ PROBE_GROWTH = 0.25
 """Steps between two probes of the model, at least: so many, and this share of the steps before the first of them, so
 that looking costs a long training less. The trained model is probed in any case."""
 
-OF_THE_TRAINER = ("loss", "grad_norm", "learning_rate", "epoch", "step")
+OF_THE_TRAINER = ("loss", "grad_norm", "learning_rate", "epoch", "step", "masked_candidates")
 """What a log entry has beside the selectors' statistics."""
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Trainer(SentenceTransformerTrainer):
         loader = DataLoader(
             self.batches.texts,
             batch_sampler=self.batches,
-            collate_fn=Collator(self.batches.texts, self.data_collator),
+            collate_fn=Collator(self.batches.texts, self.data_collator, self.batches.relevance),
             pin_memory=self.args.dataloader_pin_memory,
         )
         return prepare_data_loader(
@@ -201,7 +201,8 @@ class Trainer(SentenceTransformerTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the statistics of all MAW layers: scalars to every log, vectors to the JSON log only.
 
-        They are means over all processes; the first process alone writes. `depth_usage` and `weight_usage` are lists
+        They are means over all processes, as is `masked_candidates`, how many candidates of a query the loss left out
+        because they are relevant to it; the first process alone writes. `depth_usage` and `weight_usage` are lists
         with one list a layer, `data` the checksum of what each process has trained on so far.
         """
         statistics, data = [], []
@@ -214,6 +215,8 @@ class Trainer(SentenceTransformerTrainer):
                 value = torch.stack([statistic[name] for statistic in statistics])
                 if value.ndim == 1:
                     logs[name] = round(float(value.mean()), 6)
+        if "loss" in logs and (masked := self.loss.masked_candidates()) is not None:
+            logs["masked_candidates"] = round(float(self.accelerator.reduce(masked, reduction="mean")), 6)
         super().log(logs, start_time)
         if not self.is_world_process_zero():
             return
