@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from toys import encoder
-from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel
+from transformers import AutoConfig, AutoModel, BertConfig, BertForMaskedLM, BertModel
 
 import maw
 from maw.retrieval.models import choose_device, load_encoder
@@ -301,3 +301,105 @@ def test_encode_refuses_random_weights_in_a_new_process(tmp_path):
     assert "lacks" in run.stderr
     assert "embeddings.word_embeddings.weight" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+# Checksums of what was saved
+
+
+def swapped(weights):
+    first, second = key(weights, QUERY), key(weights, QUERY.replace("query", "key"))
+    weights[first], weights[second] = weights[second], weights[first]
+
+
+CHANGES = {
+    "swapped": swapped,
+    "transposed": replaced(QUERY, lambda tensor: tensor.T),
+    "edited": replaced(QUERY, lambda tensor: tensor.index_fill(0, torch.tensor([1]), 0.5)),
+    "another type": replaced(QUERY, lambda tensor: tensor.half()),
+    "maw": replaced("maw.query_views", lambda tensor: tensor.flip(1)),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [("full", how) for how in CHANGES] + [("adapter", "lora"), ("adapter", "maw"), ("merged", "swapped")],
+)
+def test_a_changed_tensor_is_not_what_was_saved(tmp_path, kind, how):
+    path = folder(tmp_path / "model", kind)
+    load_encoder(str(path), device=CPU)
+    change(
+        path,
+        {
+            **CHANGES,
+            "lora": replaced("layer.1.attention.self.query.lora_A.default.weight", lambda tensor: -tensor),
+            "maw": replaced("query_views", lambda tensor: tensor.flip(1)) if kind == "full" else last_views_flipped,
+        }[how],
+    )
+    name = {"lora": r"lora_A\.default\.weight", "maw": "query_views"}.get(how, r"query\.weight")
+    with pytest.raises(maw.MAWError, match=rf"{name}.* not what was saved"):
+        load_encoder(str(path), device=CPU)
+    with pytest.raises(maw.MAWError, match="not what was saved"):
+        AutoModel.from_pretrained(path)
+
+
+def last_views_flipped(weights):
+    name = [name for name in weights if name.endswith("query_views")][-1]
+    weights[name] = weights[name].flip(1).contiguous()
+
+
+def test_a_changed_tensor_in_a_shard_is_not_what_was_saved(tmp_path):
+    path = tmp_path / "model"
+    AutoModel.from_pretrained(saved("full")).save_pretrained(path, max_shard_size="50KB")
+    AutoModel.from_pretrained(path)
+    listed = json.loads((path / "model.safetensors.index.json").read_text())["weight_map"]
+    change(path, CHANGES["transposed"], listed[key(listed, QUERY)])
+    with pytest.raises(maw.MAWError, match=r"query\.weight.* not what was saved"):
+        AutoModel.from_pretrained(path)
+
+
+@pytest.mark.parametrize("kind", ["full", "adapter", "merged"])
+def test_what_is_trained_on_and_saved_again_loads_in_a_new_process(tmp_path, kind):
+    """By the ways of Sentence Transformers and Transformers alone; in bfloat16 too."""
+    model = SentenceTransformer(str(saved(kind)), device="cpu")
+    optimiser = torch.optim.SGD([part for part in model.parameters() if part.requires_grad], lr=0.1)
+    tokens = model.tokenizer(TEXTS, padding=True, return_tensors="pt")
+    model(dict(tokens))["token_embeddings"][:, :, :5].square().sum().backward()
+    optimiser.step()
+    model.save_pretrained(str(tmp_path / "whole"), create_model_card=False)
+    model[0].model.save_pretrained(tmp_path / "bare", max_shard_size="50KB")
+    AutoModel.from_pretrained(tmp_path / "bare", dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    code = "import sys, maw, transformers\nfor name in sys.argv[1:]: transformers.AutoModel.from_pretrained(name)"
+    folders = [str(tmp_path / name) for name in ("whole", "bare", "half")]
+    run = subprocess.run([sys.executable, "-c", code, *folders], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    vectors = SentenceTransformer(str(tmp_path / "whole"), device="cpu").encode(TEXTS)
+    assert np.array_equal(vectors, model.eval().encode(TEXTS))
+    for name in ("whole", "bare", "half"):
+        assert json.loads((tmp_path / name / "config.json").read_text())["tensors"]
+
+
+def test_a_config_alone_carries_no_checksums(tmp_path):
+    """Weights that some other program put beside a config are not compared with those that it came with."""
+    config = AutoConfig.from_pretrained(saved("full"))
+    config.save_pretrained(tmp_path)
+    assert "tensors" not in json.loads((tmp_path / "config.json").read_text())
+    weights = load_file(saved("full") / "model.safetensors")
+    CHANGES["transposed"](weights)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert isinstance(AutoModel.from_pretrained(tmp_path), maw.MAWModel)
+
+
+def test_a_plain_encoder_saved_over_a_folder_with_maw_loads(tmp_path):
+    path = folder(tmp_path / "model", "full")
+    plain = maw.detach(load_encoder(str(path), device=CPU))
+    torch.nn.init.normal_(plain[0].model.encoder.layer[0].output.dense.weight)
+    plain.save_pretrained(str(path), create_model_card=False)
+    assert np.array_equal(load_encoder(str(path), device=CPU).encode(TEXTS), plain.encode(TEXTS))
+
+
+@pytest.mark.parametrize("value", [7, ["a"], {"a": 1}], ids=str)
+def test_checksums_of_another_kind_are_an_error(tmp_path, value):
+    path = folder(tmp_path / "model", "full")
+    edit(path, tensors=value)
+    with pytest.raises(maw.MAWError, match="checksums"):
+        load_encoder(str(path), device=CPU)

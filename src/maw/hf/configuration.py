@@ -44,6 +44,7 @@ class MAWModelConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         kwargs.pop("model_type", None)  # "maw", in a file
+        kwargs.pop("tensors", None)  # the file's, which `maw.hf.checksums` reads: not what will be saved
         own = {name: kwargs.pop(name) for name in OWN & kwargs.keys()}
         super().__init__(**own)
         if isinstance(backbone, dict):  # as the host's config would take them, were they in its own file

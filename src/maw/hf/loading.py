@@ -30,7 +30,10 @@ __all__ = [
     "check_loaded",
     "check_types",
     "checked_loading",
+    "in_words",
+    "is_pooler",
     "read_tensors",
+    "stored_file",
     "weight_files",
 ]
 
@@ -155,28 +158,42 @@ def weight_files(name: Any, where: dict[str, Any]) -> list[Path]:
         name: what was given to `from_pretrained`; None has no files.
         where: the other arguments it was given.
     """
-    if name is None:
-        return []
-    place = {key: where[key] for key in WHERE if where.get(key) is not None} | {"local_files_only": True}
     for usual in WEIGHTS:
         file = usual
         if where.get("variant") is not None:
             file = f"{Path(file).stem}.{where['variant']}{Path(file).suffix}"
-        found = cached_file(
-            name,
-            file,
-            **place,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            _raise_exceptions_for_gated_repo=False,
-        )
+        if where.get("use_safetensors") is False and "safetensors" in file:
+            continue
+        found = stored_file(name, file, where)
         if found is None:
             continue
         if not file.endswith(".json"):
-            return [Path(found)]
-        shards = sorted(set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values()))
-        return [Path(found).parent / shard for shard in shards]
+            return [found]
+        shards = sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values()))
+        return [found.parent / shard for shard in shards]
     return []
+
+
+def stored_file(name: Any, file: str, where: dict[str, Any]) -> Path | None:
+    """One file of a folder, or of what was fetched from the hub before; None where there is none.
+
+    Args:
+        name: what was given to `from_pretrained`; None has no files.
+        file: its name.
+        where: the other arguments it was given.
+    """
+    if name is None:
+        return None
+    place = {key: where[key] for key in WHERE if where.get(key) is not None} | {"local_files_only": True}
+    found = cached_file(
+        name,
+        file,
+        **place,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return None if found is None else Path(found)
 
 
 def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
@@ -244,8 +261,22 @@ def _of_the_encoder(model: PreTrainedModel, key: str) -> bool:
     return model.config.model_type == "maw" or "lora_" in key or key.partition(".")[0] in dict(model.named_children())
 
 
+def is_pooler(key: str) -> bool:
+    """Whether a tensor is the pooler's, of which most encoders' vectors are not made."""
+    return "pooler" in key.split(".")
+
+
 def _poolers(keys: Iterable[str]) -> list[str]:
-    return [key for key in keys if "pooler" in key.split(".")]
+    return [key for key in keys if is_pooler(key)]
+
+
+def in_words(keys: list[str]) -> str:
+    """How many tensors, and the names of the first few.
+
+    >>> in_words(["a.weight", "a.bias"])
+    '2 tensors (a.weight, a.bias)'
+    """
+    return f"{_tensors(keys)} ({_shown(keys)})"
 
 
 def _tensors(keys: list[Any]) -> str:

@@ -8,6 +8,7 @@ model type, `maw`, once this package is imported.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from transformers import AutoModel, PreTrainedModel
 from maw.config import MAWConfig
 from maw.errors import MAWError
 from maw.hf.attach import insert
+from maw.hf.checksums import check_tensors, note_tensors
 from maw.hf.configuration import MAWModelConfig
 from maw.hf.loading import check_config, check_loaded, weight_files
 
@@ -152,7 +154,7 @@ class MAWModel(PreTrainedModel):
         cast_adapter_dtype(self, adapter_name or "default")
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save everything into one folder: host, MAW and, where there is one, the adapter."""
+        """Save everything into one folder: host, MAW and, where there is one, the adapter; and checksums of it."""
         adapters = getattr(self, "peft_config", {})
         if len(adapters) > 1:
             raise MAWError(f"a folder holds one adapter, this model has {sorted(adapters)}: delete or merge the others")
@@ -163,6 +165,8 @@ class MAWModel(PreTrainedModel):
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self._hf_peft_config_loaded = loaded
+        if kwargs.get("is_main_process", not args or args[0]):
+            note_tensors(Path(save_directory), kwargs)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -170,7 +174,7 @@ class MAWModel(PreTrainedModel):
 
         Raises:
             MAWError: tensors of the host, of MAW or of an adapter are missing in the folder, are there and fit
-                nowhere, have another shape, or hold whole numbers or NaN.
+                nowhere, have another shape, hold whole numbers or NaN, or are not those that were saved.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         allowed = kwargs.pop("ignore_mismatched_sizes", False)
@@ -183,7 +187,9 @@ class MAWModel(PreTrainedModel):
         name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         check_config(name, model.config.backbone)
         checked = {**info, "mismatched_keys": set()} if allowed else info
-        check_loaded(model, checked, name, weight_files(name, kwargs))
+        files = weight_files(name, kwargs)
+        check_loaded(model, checked, name, files)
+        check_tensors(name, files, kwargs)
         return (model, info) if wants_info else model
 
 
