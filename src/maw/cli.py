@@ -109,11 +109,12 @@ class EvaluateCommand:
     qrels: Path | None = None
     """Judgements of the run file: TREC (4 columns) or BEIR (header and 3)."""
     ties: Literal["rank", "score"] = "rank"
-    """What orders a run file: its ranks, or its scores (equal ones by descending id)."""
+    """What orders a run file: its ranks, or its scores as trec_eval reads them: in single precision, equal ones by
+    descending id."""
     measures: str | None = None
     """Names with commas, as ir-measures spells them; default nDCG@10,MRR@10,R@100,R@1000,AP."""
     relevant_grade: int | None = None
-    """The grade from which on a document is relevant to the default measures other than nDCG (TREC DL passages: 2)."""
+    """The grade from which on a document is relevant to measures other than nDCG (TREC DL passages: 2)."""
     per_query: Path | None = None
     """Write the values of every query there, a table separated by tabs."""
     drop_own: bool = False

@@ -193,13 +193,13 @@ def _(command: EvaluateCommand, words: Sequence[str]) -> int:
 def _measures(command: EvaluateCommand) -> dict[str, Any]:
     """What to measure; all of it, and the places of the files, is checked before anything is read or ranked."""
     from maw.retrieval.evaluation.assessment import check_per_query_file
-    from maw.retrieval.evaluation.measures import check_measures, default_measures, split_measures
+    from maw.retrieval.evaluation.measures import check_measures, default_measures, split_measures, with_grade
     from maw.retrieval.ranking.runs import check_run_file
 
     measures = None if command.measures is None else split_measures(command.measures)
     if measures is not None:
-        check_measures(measures)
-    if command.relevant_grade is not None:
+        check_measures(measures if command.relevant_grade is None else with_grade(measures, command.relevant_grade))
+    elif command.relevant_grade is not None:
         default_measures(command.relevant_grade)
     if command.model is not None and command.run is not None:
         check_run_file(command.run, command.run_format)

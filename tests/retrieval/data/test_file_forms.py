@@ -16,7 +16,7 @@ from maw.errors import MAWError
 from maw.retrieval.data.corpus_file import CorpusFile
 from maw.retrieval.data.judgements import read_judgements
 from maw.retrieval.data.loading import load_dataset
-from maw.retrieval.ranking.runs import read_run
+from maw.retrieval.ranking.runs import read_run, write_run
 from maw.retrieval.training.candidates import _columns
 from maw.retrieval.vectors.corpus_encoding import EncodingSettings, encode_corpus
 from maw.retrieval.vectors.store import VectorStore
@@ -86,6 +86,19 @@ def test_ids_may_hold_white_space_that_is_not_ascii(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("q\u00a01 Q0 d\u2003x 1 1.0 t\n", encoding="utf-8")
     assert read_judgements(tmp_path / "qrels", {}, "").grades == {"q\u00a01": {"d\u2003x": 1}}
     assert read_run(tmp_path / "run") == {"q\u00a01": {"d\u2003x": 1.0}}
+
+
+def test_a_query_whose_id_begins_as_a_comment_is_not_lost(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("q1 Q0 d 1 1.0 t\n# q1 Q0 d\n#q2 Q0 d 1 1.0 t\n")
+    with pytest.raises(MAWError, match="run, line 3: it begins with # as a comment does, but has the columns"):
+        read_run(tmp_path / "run")
+    (tmp_path / "qrels").write_text("#q1 d 1\n")
+    with pytest.raises(MAWError, match="qrels, line 1: it begins with # as a comment does, but has the columns"):
+        read_judgements(tmp_path / "qrels", {}, "")
+    with pytest.raises(MAWError, match="must not begin with #, which begins a comment in a run file, got '#q'"):
+        write_run(tmp_path / "out", {"#q": {"d": 1.0}}, "t")
+    (tmp_path / "negatives").write_text("# by hand\n#q1 d\n# and so on\nq2 d\n")
+    assert list(_columns(tmp_path / "negatives")) == [["#q1", "d"], ["q2", "d"]]
 
 
 @pytest.mark.parametrize("form", TREC_FORMS)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from maw.io.ids import check_id
 from maw.retrieval.data.checks import TRAIN, lacking
-from maw.retrieval.data.lines import read_lines, refuse, short
+from maw.retrieval.data.lines import is_comment, read_lines, refuse, short
 
 __all__ = ["JudgementFile", "check_train_apart", "read_judgements"]
 
@@ -126,7 +126,8 @@ def _rows(path: Path, checksums: dict[str, str], key: str, *, header_needed: boo
     width, table = 0, header_needed
     for number, whole_line in read_lines(path, checksums, key, layout=LAYOUT):
         line = whole_line.rstrip()
-        if not line or (not table and line.lstrip().startswith("#")):
+        columns = line.split("\t") if table else _BLANKS.split(line.strip())
+        if not line or (not table and is_comment(f"{path}, line {number}", columns, {3: [2], 4: [3]})):
             continue
         if not width:
             width, table = 3, line.split("\t") == HEADER
@@ -135,11 +136,10 @@ def _rows(path: Path, checksums: dict[str, str], key: str, *, header_needed: boo
             if header_needed:
                 wanted = "<TAB>".join(HEADER)
                 refuse(path, number, f"wanted the header {wanted}, got {short(line)}: add it as the first line")
-            width = len(_BLANKS.split(line.strip()))
+            width = len(columns)
             if width not in (3, 4):
                 forms = "4 columns (query 0 document grade), or 3 (query document grade)"
                 refuse(path, number, f"wanted {forms}, got {width}: {short(line)}")
-        columns = line.split("\t") if table else _BLANKS.split(line.strip())
         if len(columns) != width:
             words = " separated by tabs" if table else ""
             refuse(path, number, f"wanted {width} columns{words}, got {len(columns)}: {short(line)}")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from maw.errors import MAWError
 from maw.io.reading import text_lines
 
-__all__ = ["json_value", "read_lines", "refuse", "short"]
+__all__ = ["is_comment", "json_value", "read_lines", "refuse", "short"]
+
+
+_NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
 
 
 def refuse(path: Path, line: int, problem: str) -> NoReturn:
@@ -28,6 +32,31 @@ def refuse(path: Path, line: int, problem: str) -> NoReturn:
 def short(line: str) -> str:
     """Return what an error quotes of a line: at most 80 characters."""
     return repr(line if len(line) <= 80 else line[:77] + "...")
+
+
+def is_comment(where: str, columns: Sequence[str], numbers: Mapping[int, Sequence[int]]) -> bool:
+    """Return whether a line is a comment: its first column begins with `#`, as in trec_eval 10.
+
+    Args:
+        where: the file and the line.
+        columns: of the line, at least one.
+        numbers: how many columns a line may have -> which of them hold numbers.
+
+    Raises:
+        MAWError: it could as well be a line of a query whose id begins with `#`, which must not be lost.
+
+    >>> is_comment("qrels, line 1", ["#", "by", "hand"], {4: [3]}), is_comment("qrels, line 2", ["q"], {4: [3]})
+    (True, False)
+    """
+    if not columns[0].startswith("#"):
+        return False
+    wanted = numbers.get(len(columns))
+    if wanted is not None and all(_NUMBER.fullmatch(columns[place]) for place in wanted):
+        raise MAWError(
+            f"{where}: it begins with # as a comment does, but has the columns of any other line: rename its query, "
+            "or remove it"
+        )
+    return True
 
 
 def json_value(value: object) -> str:

@@ -12,7 +12,14 @@ from maw.hf.weights import HALF, weights_type
 from maw.io.atomic import write_whole
 from maw.retrieval.data.checks import lacking
 from maw.retrieval.data.judgements import read_judgements
-from maw.retrieval.evaluation.measures import Evaluation, default_measures, evaluate
+from maw.retrieval.evaluation.measures import (
+    Evaluation,
+    check_measures,
+    default_measures,
+    evaluate,
+    grade_counted,
+    with_grade,
+)
 from maw.retrieval.ranking.run_lines import find_line
 from maw.retrieval.ranking.runs import Run, read_run, without_own
 from maw.retrieval.ranking.truncation import dataset_truncation
@@ -79,17 +86,22 @@ def assess_model(
         split: an evaluation split.
         measures: names as `maw.retrieval.evaluation.measures.evaluate` reads them; None takes the usual ones.
         relevant_grade: the grade from which on a document is relevant to measures without grades; None is what the
-            data set says. It goes into the usual measures only.
+            data set says for the usual measures, and leaves measures that are named as they are.
         show_progress: whether to draw progress bars.
+
+    Raises:
+        MAWError: no such split, or a measure that cannot be computed; nothing has then been ranked.
     """
+    judged = dataset.judgements(split)
+    names = _chosen(measures, relevant_grade, dataset.relevant_grade.get(split, 1))
+    check_measures(names, judged)
     run = dense_rankings(model, dataset, [split], show_progress=show_progress)[split]
-    grade = dataset.relevant_grade.get(split, 1) if relevant_grade is None else relevant_grade
-    evaluation = evaluate(dataset.judgements(split), run, measures or default_measures(grade))
+    evaluation = evaluate(judged, run, names)
     notes = [f"{evaluation.queries} queries of {split}, {len(dataset.documents)} documents"]
     if (computed := weights_type(model)) in HALF:
         notes.append(f"the model was computed in {computed}, the type of its weights; vectors were compared in float32")
     notes += map(str, dataset_truncation(model, dataset.evaluation_split(split)[0], dataset.documents))
-    return Assessment(evaluation, run, notes + _notes(evaluation))
+    return Assessment(evaluation, run, notes + _notes(evaluation, judged))
 
 
 def assess_run(
@@ -128,9 +140,7 @@ def assess_run(
         judged, source = dataset.judgements(split), f"the split {split} of {dataset.name}"
     else:
         raise MAWError("a run needs judgements: give --qrels FILE, or --dataset with the collection it is of")
-    grade = relevant_grade
-    if grade is None:
-        grade = 1 if dataset is None else dataset.relevant_grade.get(split or "", 1)
+    names = _chosen(measures, relevant_grade, 1 if dataset is None else dataset.relevant_grade.get(split or "", 1))
     if run and not any(query in judged for query in run):
         first = next(iter(run))
         raise MAWError(
@@ -142,25 +152,28 @@ def assess_run(
         _check_known(path, run, dataset)
         gone = lacking(dataset.documents, (document for row in judged.values() for document in row))
         notes = [f"{len(gone)} judgements name documents that {dataset.name} lacks"] if gone else []
-    highest = max(grade for row in judged.values() for grade in row.values())
-    if highest > 1 and relevant_grade is None and grade == 1 and measures is None:
-        notes.append(
-            f"grades go up to {highest}; measures other than nDCG count grade 1 or more as relevant (TREC DL passages "
-            "count 2 or more: --relevant-grade 2)"
-        )
     if drop_own or (dataset is not None and dataset.drop_own):
         run = without_own(run)
     try:
-        evaluation = evaluate(judged, run, measures or default_measures(grade))
+        evaluation = evaluate(judged, run, names)
     except MAWError as error:
         raise MAWError(f"{path} by {source}: {error}") from error
     return Assessment(
-        evaluation, run, [f"{evaluation.queries} queries judged in {source}", *_notes(evaluation), *notes]
+        evaluation, run, [f"{evaluation.queries} queries judged in {source}", *_notes(evaluation, judged), *notes]
     )
+
+
+def _chosen(measures: Sequence[str] | None, relevant_grade: int | None, usual_grade: int) -> tuple[str, ...]:
+    """The measures asked for, or the usual ones, with the grade from which on documents are relevant to them."""
+    if measures is None:
+        return default_measures(usual_grade if relevant_grade is None else relevant_grade)
+    return tuple(measures) if relevant_grade is None else with_grade(measures, relevant_grade)
 
 
 def write_per_query(path: Path, evaluation: Evaluation) -> None:
     """Write a table with a line a query and a column a measure, separated by tabs; aside, then renamed.
+
+    Where a measure has no value for a query, its column is empty.
 
     Raises:
         MAWError: the folder does not exist, or the file cannot be written.
@@ -168,8 +181,8 @@ def write_per_query(path: Path, evaluation: Evaluation) -> None:
     check_per_query_file(path)
     names = list(evaluation.per_query)
     rows = (
-        [query, *(repr(evaluation.per_query[name][query]) for name in names)]
-        for query in evaluation.per_query[names[0]]
+        [query, *(repr(row[query]) if query in row else "" for row in evaluation.per_query.values())]
+        for query in dict.fromkeys(query for row in evaluation.per_query.values() for query in row)
     )
     lines = ["\t".join(row) for row in (["query-id", *names], *rows)]
     write_whole(path, [("\n".join(lines) + "\n").encode()])
@@ -200,10 +213,21 @@ def _check_known(path: Path, run: Run, dataset: RetrievalDataset) -> None:
         )
 
 
-def _notes(evaluation: Evaluation) -> list[str]:
+def _notes(evaluation: Evaluation, judged: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What was counted, and where there are several grades, which of them were relevant to which measures."""
     found = (
         (evaluation.not_retrieved, "of them have no retrieved document and count with 0"),
-        (evaluation.without_relevant, "judged queries have no relevant document and are left out"),
+        (evaluation.without_relevant, "of them have no relevant document and count, as in trec_eval -c"),
         (evaluation.not_judged, "queries of the run have no judgements and are ignored"),
     )
-    return [f"{number} {words}" for number, words in found if number]
+    notes = [f"{number} {words}" for number, words in found if number]
+    for name, values in evaluation.per_query.items():
+        if len(values) < evaluation.queries:
+            notes.append(f"{name} is over {len(values)} queries: it has no value for the others")
+    highest = max(grade for row in judged.values() for grade in row.values())
+    counted = grade_counted(list(evaluation.means)) if highest > 1 else {}
+    for grade in sorted(set(counted.values())):
+        names = ", ".join(name for name, least in counted.items() if least == grade)
+        advice = "" if grade > 1 else " (TREC DL passages count 2 or more: --relevant-grade 2)"
+        notes.append(f"grades go up to {highest}; {names}: grade {grade} or more counts as relevant{advice}")
+    return notes

@@ -1,16 +1,15 @@
-"""A run and its relevance judgements -> measures, by ir_measures.
+"""A run and its relevance judgements -> measures, by the programs that ir-measures brings together.
 
 The order of a ranking: score descending, then document id descending (as strings). This is trec_eval's rule, behind
 most published figures; duplicate documents make it matter (NFCorpus has 40: all-MiniLM-L6-v2 gets nDCG@10 .3159 with
-it and .3167 with ascending ids). Programs differ, and trec_eval reads scores as float32, so that 1.00000001 and 1.0 are
-equal to it. So a run is ranked here and reaches every provider with the scores n, n - 1, ..., 1, which all of them
-read alike.
+it and .3167 with ascending ids). Programs differ, and trec_eval keeps scores in float32, so that 1.00000001 and 1.0
+are equal to it. So a run is ranked here and reaches every program with the scores n, n - 1, ..., 1, which all of them
+read alike; where a run file is to be read as trec_eval does, `maw.retrieval.ranking.runs.read_run` rounds its scores.
 
-Which queries count: every query with at least one document judged 1 or higher. A query for which nothing was retrieved
-counts with the value 0, as it does in `trec_eval -c`; plain trec_eval leaves it out, which flatters a run that answers
-only the queries it can. A query whose judgements are all 0 or lower is left out of the mean, because no ranking could
-score above 0 on it; trec_eval counts it with 0. Retrieved queries without judgements are ignored, as everywhere.
-`Evaluation` says how many queries of each kind there were.
+Which queries count: every judged query, as in `trec_eval -c` and in ir-measures. One for which nothing was retrieved
+has the value 0; plain trec_eval leaves it out, which flatters a run that answers only the queries it can. One without
+a relevant document has 0 too in all measures of relevant documents, because no ranking could do better. Retrieved
+queries without judgements are ignored, as everywhere. `Evaluation` says how many queries of each kind there were.
 """
 
 from __future__ import annotations
@@ -23,10 +22,19 @@ from typing import Any
 
 from maw.errors import MAWError
 from maw.progress import tracked
+from maw.retrieval.evaluation.providers import check_computable, check_judgements, counts_in_all, values_per_query
 from maw.retrieval.ranking.runs import Run, ranked
 
-__all__ = ["DEFAULT_MEASURES", "Evaluation", "check_measures", "default_measures", "evaluate", "split_measures"]
-
+__all__ = [
+    "DEFAULT_MEASURES",
+    "Evaluation",
+    "check_measures",
+    "default_measures",
+    "evaluate",
+    "grade_counted",
+    "split_measures",
+    "with_grade",
+]
 
 DEFAULT_MEASURES = ("nDCG@10", "MRR@10", "R@100", "R@1000", "AP")
 """nDCG takes the grades as gains; the others count a grade of 1 or more as relevant."""
@@ -55,11 +63,12 @@ class Evaluation:
     """The measures of one run: per query, their means, and how many queries there were of each kind.
 
     Attributes:
-        means: measure -> mean over the queries that count.
-        per_query: measure -> query id -> value, for the queries that count, in the order of the judgements.
-        queries: how many queries count: those with at least one relevant document.
+        means: measure -> mean over the queries that count; for NumQ, NumRel and NumRet the sum.
+        per_query: measure -> query id -> value, for the queries that count, in the order of the judgements. Accuracy
+            alone has no value for some: those for which no relevant document, or nothing else, was found.
+        queries: how many queries count: those that are judged.
         not_retrieved: how many of these have no retrieved document and count with 0.
-        without_relevant: how many judged queries have no relevant document and are left out.
+        without_relevant: how many of these have no relevant document.
         not_judged: how many queries of the run have no judgement and are ignored.
     """
 
@@ -84,15 +93,15 @@ def evaluate(
     Args:
         qrels: query id -> document id -> grade; a document not named is not relevant.
         run: query id -> document id -> score.
-        measures: names as ir_measures reads them, such as "nDCG@10", "R@100", "AP" or, with another threshold for
+        measures: names as ir-measures reads them, such as "nDCG@10", "R@100", "AP" or, with another threshold for
             what is relevant, "R(rel=2)@100". "MRR" and "RR" are the same, and the result says "MRR".
 
     Returns:
-        Means and values per query under ir_measures' spelling of each name, with "MRR" for "RR".
+        Means and values per query under ir-measures' spelling of each name, with "MRR" for "RR".
 
     Raises:
-        MAWError: no measure or one that ir_measures does not know, no relevant document at all, an empty run, no query
-            in both, or a score that is not finite.
+        MAWError: no measure or one that cannot be computed, no relevant document at all, an empty run, no query in
+            both, a score that is not finite, or a measure that has a value for no query.
 
     Source: Järvelin and Kekäläinen (2002), doi 10.1145/582415.582418, for nDCG; trec_eval for the others.
 
@@ -102,10 +111,9 @@ def evaluate(
         >>> result.means, result.not_retrieved
         ({'MRR@10': 0.25, 'R@100': 0.25}, 1)
     """
-    import ir_measures
-
     parsed = _parse(measures)
-    relevant = {query: dict(grades) for query, grades in qrels.items() if any(grade >= 1 for grade in grades.values())}
+    judged = {query: row for query, row in qrels.items() if row}
+    relevant = sum(any(grade >= 1 for grade in row.values()) for row in judged.values())
     if not relevant:
         raise MAWError(
             f"judgements must name at least one relevant document (grade 1 or more), got none in {len(qrels)} queries: "
@@ -113,56 +121,93 @@ def evaluate(
         )
     if not any(run.values()):
         raise MAWError("the run must hold at least one retrieved document, got none: search first, then evaluate")
-    common = [query for query in relevant if run.get(query)]
+    common = [query for query in judged if run.get(query)]
     if not common:
         raise MAWError(
             f"the run and the judgements must share queries, got none in common (run: {_first(run)}; judgements: "
-            f"{_first(relevant)}): check that both use the same query ids"
+            f"{_first(judged)}): check that both use the same query ids"
         )
     asked = tracked(common, "evaluating: queries", len(common))
     order = {query: ranked({query: run[query]})[query] for query in asked}
-    ranks = {
-        query: {document: float(len(documents) - place) for place, document in enumerate(documents)}
-        for query, documents in order.items()
-    }
-    try:
-        computing = ir_measures.iter_calc(list(parsed.values()), relevant, ranks)
-        calculated = list(tracked(computing, "evaluating: values", len(parsed) * len(common)))
-    except ValueError as error:  # a measure that no installed provider computes
-        raise _not_computable(parsed, error) from error
-    names = {measure: name for name, measure in parsed.items()}
-    per_query = {name: dict.fromkeys(relevant, 0.0) for name in parsed}
-    for metric in calculated:
-        per_query[names[metric.measure]][metric.query_id] = float(metric.value)
+    values: dict[str, dict[str, float]] = {name: {} for name in parsed}
+    computing = values_per_query(parsed, judged, order)
+    for name, query, value in tracked(computing, "evaluating: values", len(parsed) * len(judged)):
+        values[name][query] = value
+    per_query = {name: {query: found[query] for query in judged if query in found} for name, found in values.items()}
+    for name, found in per_query.items():
+        if not found:
+            raise MAWError(f"the measure {name} has a value for none of the {len(judged)} judged queries: leave it out")
     return Evaluation(
-        means={name: math.fsum(values.values()) / len(values) for name, values in per_query.items()},
+        means={
+            name: math.fsum(found.values()) / (1 if counts_in_all(parsed[name]) else len(found))
+            for name, found in per_query.items()
+        },
         per_query=per_query,
-        queries=len(relevant),
-        not_retrieved=len(relevant) - len(common),
-        without_relevant=len(qrels) - len(relevant),
-        not_judged=sum(query not in qrels for query in run),
+        queries=len(judged),
+        not_retrieved=len(judged) - len(common),
+        without_relevant=len(judged) - relevant,
+        not_judged=sum(query not in judged for query in run),
     )
 
 
-def check_measures(measures: Sequence[str]) -> None:
-    """Refuse before any work what `evaluate` would refuse after it.
+def check_measures(measures: Sequence[str], qrels: Mapping[str, Mapping[str, int]] | None = None) -> None:
+    """Refuse before any ranking what `evaluate` would refuse after it.
+
+    Args:
+        measures: as in `evaluate`.
+        qrels: the judgements, where they are known already: every measure is tried on them.
 
     Raises:
-        MAWError: no measure, one that ir_measures does not know, or one that no installed provider computes.
+        MAWError: no measure, one that is not known, or one that no installed program computes (for these judgements).
 
     >>> check_measures(["nDCG@10", "Foo@3"])
     Traceback (most recent call last):
     ...
-    maw.errors.MAWError: a measure must be one that ir_measures knows, got 'Foo@3' (measure not found: Foo): for \
-instance nDCG@10, MRR@10, R@100, R@1000, AP
+    maw.errors.MAWError: there is no measure 'Foo@3': write one as ir-measures does, for instance nDCG@10, MRR@10, \
+R@100, R@1000, AP
     """
-    import ir_measures
-
     parsed = _parse(measures)
-    try:
-        ir_measures.evaluator(list(parsed.values()), {"1": {"1": 1}})
-    except ValueError as error:
-        raise _not_computable(parsed, error) from error
+    if qrels is not None:
+        check_judgements(parsed, qrels)
+
+
+def with_grade(measures: Sequence[str], relevant_grade: int) -> tuple[str, ...]:
+    """Let measures count a document as relevant from a grade on, where they know relevance and not grades.
+
+    Args:
+        measures: as in `evaluate`; one that names its own `rel` must name this grade.
+        relevant_grade: 1 or more.
+
+    Raises:
+        MAWError: the grade is below 1, no measure depends on it, or one names another.
+
+    >>> with_grade(["nDCG@10", "AP@100", "MRR@10"], 2)
+    ('nDCG@10', 'AP(rel=2)@100', 'MRR(rel=2)@10')
+    """
+    default_measures(relevant_grade)
+    parsed = _parse(measures)
+    for name, measure in parsed.items():
+        if (own := measure.params.get("rel", relevant_grade)) != relevant_grade:
+            raise MAWError(
+                f"{name} counts grade {own} or more as relevant, but the grade asked for is {relevant_grade}: leave "
+                "out one of the two"
+            )
+    if not any(map(_takes_grade, parsed.values())):
+        raise MAWError(
+            f"a grade from which on documents are relevant changes nothing for {', '.join(parsed)}, which "
+            f"{'takes' if len(parsed) == 1 else 'take'} the grades as they are: leave it out, or ask for other measures"
+        )
+    new = [measure(rel=relevant_grade) if _takes_grade(measure) else measure for measure in parsed.values()]
+    return tuple(map(_spelling, new))
+
+
+def grade_counted(measures: Sequence[str]) -> dict[str, int]:
+    """Measure -> the grade from which on it counts documents as relevant, for those that do.
+
+    >>> grade_counted(["nDCG@10", "AP", "R(rel=2)@100"])
+    {'AP': 1, 'R(rel=2)@100': 2}
+    """
+    return {name: measure["rel"] for name, measure in _parse(measures).items() if _takes_grade(measure)}
 
 
 def split_measures(names: str) -> list[str]:
@@ -175,27 +220,33 @@ def split_measures(names: str) -> list[str]:
 
 
 def _parse(measures: Sequence[str]) -> dict[str, Any]:
-    """Output name -> ir_measures' measure."""
+    """Output name -> ir-measures' measure, which can be computed."""
     import ir_measures
 
     if isinstance(measures, str) or not measures:
-        raise MAWError(f"measures must be a list of one or more names, got {measures!r}: for instance ['nDCG@10']")
+        raise MAWError(f"name one or more measures, got {', '.join(measures) or 'none'}: for instance nDCG@10")
     parsed = {}
     for name in measures:
         try:
             measure = ir_measures.parse_measure(name)
-        except (NameError, ValueError, SyntaxError, TypeError, KeyError) as error:
+        except (NameError, ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
             raise MAWError(
-                f"a measure must be one that ir_measures knows, got {name!r} ({error}): for instance "
+                f"there is no measure {name!r}: write one as ir-measures does, for instance "
                 f"{', '.join(DEFAULT_MEASURES)}"
             ) from error
-        spelling = str(measure)
-        parsed["M" + spelling if spelling.startswith("RR") else spelling] = measure
+        check_computable(name, measure)
+        parsed[_spelling(measure)] = measure
     return parsed
 
 
-def _not_computable(parsed: Mapping[str, Any], error: ValueError) -> MAWError:
-    return MAWError(f"the measures {', '.join(parsed)} must be computable, got: {error}")
+def _takes_grade(measure: Any) -> bool:
+    """Whether a grade decides what is relevant; NumRet without one counts all that was retrieved."""
+    return "rel" in measure.SUPPORTED_PARAMS and isinstance(measure["rel"], int)
+
+
+def _spelling(measure: Any) -> str:
+    spelling = str(measure)
+    return "M" + spelling if spelling.startswith("RR") else spelling
 
 
 def _first(ids: Mapping[str, object]) -> str:

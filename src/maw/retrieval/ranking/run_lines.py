@@ -21,6 +21,7 @@ from typing import NamedTuple
 from maw.errors import MAWError
 from maw.io.ids import check_id
 from maw.io.reading import text_lines
+from maw.retrieval.data.lines import is_comment
 
 __all__ = ["RunLine", "find_line", "run_lines"]
 
@@ -93,11 +94,10 @@ def _columns(raw: bytes, where: str, *, table: bool) -> list[str]:
     try:
         if table:
             return raw.decode("utf-8").split("\t") if raw else []
-        if raw.lstrip().startswith(b"#"):
-            return []
-        return [column.decode("utf-8") for column in raw.split()]  # bytes are split at ASCII white space alone
+        columns = [column.decode("utf-8") for column in raw.split()]  # bytes are split at ASCII white space alone
     except UnicodeDecodeError as error:
         raise MAWError(f"{where}: a run file must be UTF-8 text, got {error}: convert it first") from error
+    return [] if columns and is_comment(where, columns, {3: [2], 6: [3, 4]}) else columns
 
 
 def _whole(text: str, where: str) -> int:

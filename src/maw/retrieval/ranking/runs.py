@@ -5,8 +5,10 @@ The order of a ranking: score descending, then document id descending (as string
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 
 from maw.errors import MAWError
 from maw.io.atomic import write_whole
+from maw.io.ids import check_id
 from maw.progress import tracked
 from maw.retrieval.ranking.run_lines import run_lines
 
@@ -153,7 +156,7 @@ def write_run(path: str | os.PathLike[str], run: Run, tag: str, *, layout: Liter
     lines = []
     _check_word("the tag", tag)
     for query, documents in tracked(ranked(run).items(), f"preparing {target.name}: queries", len(run)):
-        _check_word("a query id", query)
+        _check_query(query)
         for rank, document in enumerate(documents, start=1):
             _check_word("a document id", document)
             score = float(run[query][document])
@@ -189,7 +192,7 @@ def check_run_ids(queries: Iterable[str], documents: Iterable[str]) -> None:
 space
     """
     for query in queries:
-        _check_word("a query id", query)
+        _check_query(query)
     for document in documents:
         _check_word("a document id", document)
 
@@ -202,7 +205,8 @@ def read_run(path: str | os.PathLike[str], *, ties: Literal["rank", "score"] = "
 
     - "rank": the rank column gives the order. A score that would break that order (see `ranked`) is lowered to
       the largest number that keeps it; a file from `write_run` comes back unchanged.
-    - "score": the scores count as they are, equal ones are ordered by document id, and ranks are not read.
+    - "score": the scores count as trec_eval reads them, rounded to single precision (float32). Those that are equal
+      then are ordered by descending document id, and ranks are not read.
 
     A file in MS MARCO's form has ranks only; the score of rank r is then -r.
 
@@ -239,12 +243,23 @@ def read_run(path: str | os.PathLike[str], *, ties: Literal["rank", "score"] = "
                     "where the ranks of a file mean nothing, give --ties score"
                 )
             taken.add(rank)
-        documents[document] = (rank or 0, score if score is not None else -float(rank or 0))
+        known = -float(rank or 0) if score is None else score if ties == "rank" else _single(score)
+        documents[document] = (rank or 0, known)
     if ties == "rank":
         rankings = tracked(found.items(), f"ordering {Path(path).name}: queries", len(found))
         return {query: _in_rank_order(documents) for query, documents in rankings}
     run = {query: {document: score for document, (_, score) in documents.items()} for query, documents in found.items()}
     return {query: {document: run[query][document] for document in order} for query, order in ranked(run).items()}
+
+
+def _single(score: float) -> float:
+    """The nearest number of single precision, as trec_eval keeps a score; beyond its range one that is larger than all.
+
+    >>> _single(28.12345678) == _single(28.12345670), _single(1e39) == _single(1e40)
+    (True, True)
+    """
+    single = ctypes.c_float(score).value
+    return single if math.isfinite(single) else math.copysign(sys.float_info.max, score)
 
 
 def _in_rank_order(documents: Mapping[str, tuple[int, float]]) -> dict[str, float]:
@@ -259,8 +274,18 @@ def _in_rank_order(documents: Mapping[str, tuple[int, float]]) -> dict[str, floa
 
 
 def _check_word(what: str, word: str) -> None:
+    if problem := check_id(word):
+        raise MAWError(f"{what} cannot be in a run file: {problem}")
     if word.split() != [word]:
         raise MAWError(f"{what} must be one word in a run file, got {word!r}: the columns are separated by white space")
+
+
+def _check_query(query: str) -> None:
+    _check_word("a query id", query)
+    if query.startswith("#"):
+        raise MAWError(
+            f"a query id must not begin with #, which begins a comment in a run file, got {query!r}: rename it"
+        )
 
 
 def _host(array: np.ndarray | Tensor) -> np.ndarray:

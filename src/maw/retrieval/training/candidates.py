@@ -174,10 +174,12 @@ def _columns(file: Path) -> Iterator[list[str]]:
     width, texts = 0, False
     for number, raw in enumerate(text_lines(file), start=1):
         line = raw.rstrip(b"\r\n")
-        if not line.strip() or (line.lstrip().startswith(b"#") and not texts):
+        words = line.split()
+        if not words:
             continue
+        if words[0].startswith(b"#") and not texts and (words[0] == b"#" or width not in (0, len(words))):
+            continue  # a comment; one that looks like a line names a query that train does not have
         if not width:
-            words = line.split()
             texts = b"\t" in line and len(words) not in (2, 3) and not (len(words) == 6 and words[1] == b"Q0")
             width = line.count(b"\t") + 1 if texts else len(words)
         columns = line.split(b"\t") if texts else line.split()

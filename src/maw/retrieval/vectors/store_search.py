@@ -20,6 +20,7 @@ from maw.io.atomic import write_whole
 from maw.progress import counted
 from maw.retrieval.data.corpus_file import CorpusFile
 from maw.retrieval.ranking.dense import encode
+from maw.retrieval.ranking.runs import check_run_ids
 from maw.retrieval.ranking.search import search
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def write_search(path: Path, results: Iterator[tuple[str, list[Hit]]], tag: str)
     def lines() -> Iterator[bytes]:
         nonlocal queries
         for query, found in results:
-            _check_words(path, [query, *(hit.document for hit in found)])
+            check_run_ids([query], (hit.document for hit in found))
             queries += 1
             ranked = enumerate(found, start=1)
             yield "".join(f"{query} Q0 {hit.document} {rank} {hit.score!r} {tag}\n" for rank, hit in ranked).encode()
@@ -168,11 +169,3 @@ def write_search(path: Path, results: Iterator[tuple[str, list[Hit]]], tag: str)
         raise MAWError(f"the run file needs a folder that exists, got {str(path)!r}: create the folder first")
     write_whole(path, lines())
     return queries
-
-
-def _check_words(path: Path, names: list[str]) -> None:
-    for name in names:
-        if name.split() != [name]:
-            raise MAWError(
-                f"{path}: an id must be one word in a run file, got {name!r}: the columns are separated by white space"
-            )
