@@ -248,6 +248,7 @@ ROOMS = [
     },
     {"module"},
     {"hf"},
+    {"console"},
     {"progress"},
     {"retrieval"},
     {"inspection"},

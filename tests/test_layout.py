@@ -124,8 +124,9 @@ PARTS = {
     "inspection": MATHEMATICS | {"module", "hf"},
     "collapse": set(),
     "io": {"errors"},
-    "progress": set(),
-    "retrieval": MATHEMATICS | {"module", "hf", "collapse", "io", "progress"},
+    "console": {"io"},
+    "progress": {"io"},
+    "retrieval": MATHEMATICS | {"module", "hf", "collapse", "console", "io", "progress"},
     "benchmark": MATHEMATICS | {"module", "hf", "collapse", "io", "retrieval"},
     "display": {"errors", "inspection", "io", "retrieval"},
 }

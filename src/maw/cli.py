@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from maw.console import complain, escaped_notices
 from maw.errors import MAWError
 from maw.options import JSON, Device, MAWOptions, TrainingOptions
 from maw.vector_options import EncodeCommand, SearchCommand
@@ -187,18 +188,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the return value is the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(given)
+        with escaped_notices():
+            return _run(given)
     except MAWError as error:
-        print(f"maw: {error}", file=sys.stderr)
+        complain(f"maw: {error}")
         return 2
     except BrokenPipeError:  # head has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # a full disk, a folder that may not be written
-        print(f"maw: cannot read or write {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        complain(f"maw: cannot read or write {error.filename or 'a file'}: {error.strerror or error}")
         return 2
     except KeyboardInterrupt:
-        print("maw: interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
+        complain("maw: interrupted; what was finished is kept, the same command goes on")
         return 130
 
 

@@ -21,6 +21,7 @@ from maw.cli import (
     TrainCommand,
 )
 from maw.errors import MAWError
+from maw.io.escaping import visible
 from maw.output import Output, speaking
 from maw.progress import duration
 from maw.vector_options import EncodeCommand, SearchCommand
@@ -248,7 +249,7 @@ def _(command: DataCommand, words: Sequence[str]) -> int:
 def _(command: ReportCommand, words: Sequence[str]) -> int:
     from maw.benchmark.report import write_report
 
-    print(write_report(command.folder))
+    print(visible(str(write_report(command.folder))))
     return 0
 
 

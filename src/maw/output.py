@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-
+from maw.console import Console
+from maw.io.escaping import json_line
 from maw.progress import showing
 
 __all__ = ["Output", "speaking"]
@@ -29,13 +28,13 @@ class Output:
         self.console = console if console.is_terminal else Console(width=140, quiet=quiet, stderr=as_json)
 
     def say(self, text: str) -> None:
-        """One or more lines for people, as they are."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """One or more lines for people, letter for letter; control characters are escaped."""
+        self.console.print(text, soft_wrap=True)
 
     def result(self, value: Any) -> None:
         """What a script reads, where JSON is asked for."""
         if self.as_json and not self.quiet:
-            print(json.dumps(value, ensure_ascii=False, default=str))
+            print(json_line(value))
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from maw.io.escaping import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -92,11 +94,11 @@ class _Display:
         self.console, self.every = console, TICK if console.is_terminal else every
         from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[text]}"))
+        what, text = (TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[text]"))
         self.bars = None
         if console.is_terminal:  # what is printed meanwhile goes above the bars, but not from a pipe to them
             redirect = sys.stdout.isatty()
-            self.bars = Progress(*columns, console=console, transient=True, redirect_stdout=redirect)
+            self.bars = Progress(what, BarColumn(20), text, console=console, transient=True, redirect_stdout=redirect)
 
     def close(self) -> None:
         """Take the bars away."""
@@ -108,7 +110,7 @@ class _Work:
     """One thing that is counted."""
 
     def __init__(self, display: _Display, what: str, total: int | None, done: int) -> None:
-        self.display, self.what, self.total = display, what, total
+        self.display, self.what, self.total = display, visible(what), total
         self.before = self.done = done
         self.start = self.shown = time.monotonic()
         self.task = None

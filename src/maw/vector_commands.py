@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from maw.errors import MAWError
+from maw.io.escaping import visible
 from maw.output import Output, speaking
 from maw.progress import counted, duration, tracked
 from maw.vector_options import EncodeCommand, SearchCommand
@@ -149,7 +150,8 @@ def search(command: SearchCommand) -> int:
         texts = [None if corpus is None else text_of(store, corpus, hit) for hit in found]
         if not command.json:
             for rank, (hit, text) in enumerate(zip(found, texts, strict=True), start=1):
-                out.say(f"{rank:4} {hit.score:8.5f}  {hit.document}" + ("" if text is None else f"  {text}"))
+                line = f"{rank:4} {hit.score:8.5f}  {hit.document}" + ("" if text is None else f"  {text}")
+                out.say(visible(line, one_line=True))
         hits = [
             {"document": hit.document, "score": hit.score} | ({} if text is None else {"text": text})
             for hit, text in zip(found, texts, strict=True)

@@ -20,6 +20,8 @@ from maw.benchmark import curves, depths, formats, intervals, moved, pairs, per_
 from maw.benchmark.report import write_report
 from maw.benchmark.training_logs import read_logs
 from maw.errors import MAWError
+from maw.io.escaping import visible
+from maw.retrieval.training.model_card import write_model_card
 
 METRICS = ("nDCG@10", "MRR@10", "R@100", "R@1000", "AP")
 SIX = ("bm25", "untuned", "dense-lora", "dense-full", "maw-lora", "maw-full")
@@ -322,6 +324,18 @@ def test_comparisons_are_told_in_words_and_numbers(tmp_path: Path) -> None:
     assert line[5:] == ["−0.0030 to +0.0050", "0.4000", "0.8000", "0.0061", "500", "3"]
     line = next(cells for cells in found.cells if "worse" in cells)
     assert line[4:8] == ["−0.1200", "−0.1400 to −0.1000", "< 0.0001", "< 0.0001"]
+
+
+def test_control_characters_are_shown_in_the_page_and_the_model_s_card(tmp_path: Path) -> None:
+    evil = "a\x1b[31mb\x9bc\u202ed"
+    folder = change(make_folder(tmp_path / "out"), lambda results: results["dataset"].update(name=evil, licence=evil))
+    write_model_card(
+        tmp_path, base=evil, dataset={"name": evil}, variant=evil, maw={}, settings={"of": evil}, metrics={}
+    )
+    for file in (write_report(folder), tmp_path / "README.md"):
+        text = file.read_text(encoding="utf-8")
+        assert r"a\x1b[31mb\x9bc\u202ed" in text
+        assert visible(text) == text
 
 
 def test_everything_from_the_results_is_escaped(tmp_path: Path) -> None:

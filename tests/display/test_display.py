@@ -21,6 +21,7 @@ from maw.display.terminal import print_inspection
 from maw.errors import MAWError
 from maw.hf.attach import maw_layers
 from maw.inspection import inspect
+from maw.io.escaping import visible
 from maw.retrieval.models import choose_device, load_encoder
 
 TEXTS = ("The kiln cooled while the potter slept.", "<script>x</script> & [bold]loud[/bold] \x1b[31m", "Snow.")
@@ -90,7 +91,9 @@ def test_the_page_is_whole_and_loads_nothing(found):
 
 
 def test_the_page_shows_every_map_and_what_was_typed(found):
-    text = render_page(found, "model")
+    text = render_page(found, "model\x1b[31m\u202e")
+    assert r"model\x1b[31m\u202e" in text
+    assert visible(text) == text
     page, words = Page(text), "".join(Page(text).words)
     assert len(page.all("image")) == len(TEXTS) * (2 + 3)
     assert TEXTS[0] in words

@@ -19,6 +19,7 @@ from maw.benchmark.svg import Plot
 from maw.benchmark.training_logs import Log
 from maw.errors import MAWError
 from maw.io.atomic import write_text
+from maw.io.escaping import visible
 
 __all__ = ["SCHEMA", "write_report"]
 
@@ -62,7 +63,7 @@ def write_report(folder: Path) -> Path:
     folder = Path(folder)
     page = _render(read_folder(folder))
     target = folder / "report.html"
-    write_text(target, page)
+    write_text(target, visible(page))
     return target
 
 

@@ -12,6 +12,7 @@ from maw.display.heatmap import heat_map, received
 from maw.display.wording import notes, percent, title_of
 from maw.errors import MAWError
 from maw.inspection import Inspection, Text
+from maw.io.escaping import visible
 
 __all__ = ["render_page"]
 
@@ -40,13 +41,14 @@ def render_page(inspection: Inspection, model: str) -> str:
     )
     environment.filters |= {"percent": percent}
     strongest = max(float(text.depth_weight.max()) for text in inspection.texts)
-    return environment.get_template("inspection.html.jinja").render(
+    page = environment.get_template("inspection.html.jinja").render(
         inspection=inspection,
         model=model,
         head="the mean over all heads" if inspection.head is None else f"head {inspection.head}",
         notes=notes(inspection),
         sections=[_section(text, strongest) for text in inspection.texts],
     )
+    return visible(page)
 
 
 def _section(text: Text, strongest: float) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from maw.display.terminal import print_inspection
 from maw.errors import MAWError
 from maw.inspection import inspect
 from maw.io.atomic import write_text
+from maw.io.escaping import json_line
 from maw.retrieval.data.lines import read_lines, refuse
 from maw.retrieval.models import choose_device, load_encoder
 
@@ -122,9 +122,7 @@ def show(request: Request, console: Console) -> None:
     if request.png is not None:
         written += save_pictures(found, request.png)
     if request.json:
-        print(
-            json.dumps({"schema": 1, "model": request.model, **found.to_dict()}, ensure_ascii=False), file=console.file
-        )
+        print(json_line({"schema": 1, "model": request.model, **found.to_dict()}), file=console.file)
         return
     print_inspection(console, found, request.model)
     for path in written:

@@ -10,6 +10,7 @@ from torch import Tensor
 from maw.display.heatmap import received
 from maw.display.wording import notes, percent, title_of
 from maw.inspection import Inspection, Text
+from maw.io.escaping import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +33,7 @@ def print_inspection(console: Console, inspection: Inspection, model: str) -> No
 
     head = "mean over heads" if inspection.head is None else f"head {inspection.head}"
     say = f"{model}, layer {inspection.layer}, {head}, {inspection.depth} depths"
-    console.print(Line(say, style="bold"))
+    console.print(Line(visible(say), style="bold"))
     for number, text in enumerate(inspection.texts, start=1):
         console.print()
         console.print(Line(f"{number}. {title_of(text)}", style="bold"))
@@ -83,5 +84,5 @@ def _table(text: Text, framed: bool) -> Table:
 
     for *cells, attention in rows:
         gets = ", ".join(f"{token} {percent(part)}" for token, part in received(attention, text.tokens))
-        table.add_row(*cells, Line(gets))
+        table.add_row(*cells, Line(visible(gets)))
     return table

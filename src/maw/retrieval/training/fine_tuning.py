@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 from sentence_transformers import SentenceTransformerTrainingArguments
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback
 
+from maw.console import Console
 from maw.errors import MAWError
 from maw.hf.attach import carried, maw_layers
 from maw.hf.calibration import calibrating

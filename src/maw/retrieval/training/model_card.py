@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maw.io.atomic import write_text
+from maw.io.escaping import visible
 
 __all__ = ["write_model_card"]
 
@@ -63,7 +64,7 @@ def write_model_card(
     # of files the card has their names, not where they were
     shown = json.dumps({"training": dict(settings), "maw": maw}, indent=1, default=lambda file: file.name)
     lines += ["## Settings", "", "```json", shown, "```", ""]
-    write_text(folder / "README.md", "\n".join(lines))
+    write_text(folder / "README.md", visible("\n".join(lines)))
 
 
 def _types(types: Mapping[str, str] | str | None) -> list[str]:
