@@ -120,6 +120,8 @@ class EvaluateCommand:
     """Write the values of every query there, a table separated by tabs."""
     drop_own: bool = False
     """Drop the document with the query's own id."""
+    strict: bool = False
+    """Refuse judged documents that the corpus lacks."""
     max_length: int | None = None
     """Tokens a text is cut to; default: the model's own limit."""
     json: JSON = False
@@ -133,6 +135,8 @@ class DataCommand:
 
     dataset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """pydocs, msmarco, ir:ID (ir_datasets: BEIR, LoTTE, ...), beir:FOLDER or msmarco:FOLDER."""
+    strict: bool = False
+    """Refuse judged documents that the corpus lacks."""
     json: JSON = False
     """Print everything as JSON."""
 

@@ -163,7 +163,7 @@ def _(command: EvaluateCommand, words: Sequence[str]) -> int:
 
             model = load_encoder(command.model, device=choose_device(command.device), max_length=command.max_length)
         if command.model is not None or name is not None:
-            dataset = load_dataset(name or "pydocs", drop_own=command.drop_own or None)
+            dataset = load_dataset(name or "pydocs", drop_own=command.drop_own or None, strict=command.strict)
             out.say(render_report(dataset))
         split = command.split
         if model is not None and dataset is not None:
@@ -238,7 +238,7 @@ def _(command: DataCommand, words: Sequence[str]) -> int:
     from maw.retrieval.data.report import render_report
 
     with speaking(as_json=command.json) as out:
-        dataset = load_dataset(command.dataset)
+        dataset = load_dataset(command.dataset, strict=command.strict)
         if not command.json:
             out.say(render_report(dataset))
         out.result(dataset.report())

@@ -107,8 +107,8 @@ GOOD = jsonl(RECORDS[:2])
         ("c.jsonl", GOOD + '{"_id": "a\\u0000", "text": "x"}\n', r"line 3: .* no control characters, it has U.0000"),
         ("c.jsonl", GOOD + '{"_id": "x", "text": "\\ud800"}\n', "line 3: wanted text in 'text', got half of a surr"),
         ("c.jsonl", GOOD.encode() + b'{"_id": "\xff"}\n', "line 3: wanted UTF-8, got the byte 0xff as byte 10"),
-        ("c.tsv", "1\tone\ntwo\n", "c.tsv, line 2: wanted an id, a tab and a text, got 'two'"),
-        ("c.tsv", "1\tone\n2\ttwo\tthree\n", "line 2: wanted an id, a tab and a text"),
+        ("c.tsv", "1\tone\ntwo\n", "c.tsv, line 2: wanted 2 columns, an id, a tab and a text, got 1: 'two'"),
+        ("c.tsv", "1\tone\n2\ttwo\tthree\n", "line 2: wanted 2 columns, an id, a tab and a text, got 3"),
         ("c.tsv", "1\tone\n\ttwo\n", "line 2: an id must have a character"),
     ],
 )

@@ -57,8 +57,6 @@ def test_reads_a_folder(folder: Path) -> None:
     assert data.checksums == {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES if name != "queries.eval.tsv"
     }
-    assert data.licence is not None
-    assert "non-commercial" in data.licence
     assert data.negative_files == ()
     assert not data.drop_own
 
@@ -71,8 +69,8 @@ def test_what_is_untidy_is_counted(folder: Path) -> None:
     assert data.counts["judged_but_not_in_collection"] == {"train": 1, "dl19": 1}
     assert data.qrels["train"] == {"1": {"0": 1}}
     shown = render_report(data)
-    assert "1 documents judged in train are not in the collection: left out" in shown
-    assert "1 documents judged in dl19 are not in the collection: no system can find them" in shown
+    assert "1 judged documents of train are not in the corpus: left out" in shown
+    assert "1 judged documents of dl19 are not in the corpus: no system can find them" in shown
 
 
 def test_passages_of_trec_dl_are_relevant_from_grade_2(folder: Path) -> None:
@@ -192,5 +190,5 @@ def test_the_pool_in_ms_marco_s_layout_is_the_pool(tmp_path: Path, monkeypatch: 
     assert {split: len(data.qrels[split]) for split in data.splits} == {"dl19": 43, "dl20": 54}
     gone = data.counts["judged_but_not_in_collection"]
     assert gone.keys() == {"dl19", "dl20"}
-    everything = [name for row in data.qrels["dl20"].values() for name in row]
+    everything = {name for row in data.qrels["dl20"].values() for name in row}
     assert gone["dl20"] == sum(name not in pool.documents for name in everything) > 1000

@@ -103,7 +103,7 @@ def test_processes_give_the_same_tokens_and_a_dead_one_is_an_error():
     with workers(tokeniser, 2) as (executor, tokenise):
         found = executor.submit(tokenise, Block("c.tsv", 0, raw)).result()
         assert found.values["input_ids"].tolist() == tokeniser(TEXTS).values["input_ids"].tolist()
-        with pytest.raises(MAWError, match=r"c\.tsv, line 1: wanted an id, a tab and a text"):
+        with pytest.raises(MAWError, match=r"c\.tsv, line 1: wanted 2 columns, an id, a tab and a text"):
             executor.submit(tokenise, Block("c.tsv", 0, b"x\n")).result()
     with pytest.raises(MAWError, match="a tokenising process died"), workers(tokeniser, 1) as (executor, _):
         executor.submit(_die).result()

@@ -106,7 +106,7 @@ def check_ids(
             not all the relevant ones of a split may be missing: that is another collection.
 
     Returns:
-        Split -> how many judgements name a document that is not there, where there are any.
+        Split -> how many judged documents are not there, where there are any.
     """
     if not documents:
         raise MAWError(f"{name}: wanted documents to search, got none")
@@ -120,7 +120,8 @@ def check_ids(
         if missing and not lacking_documents:
             raise MAWError(f"{name}: split {split} judges {_first(missing)}, not among the documents")
         if missing:
-            found[split], gone = len(missing), set(missing)
+            gone = set(missing)
+            found[split] = len(gone)
             kept = (grade for row in judged.values() for document, grade in row.items() if document not in gone)
             if not any(grade > 0 for grade in kept):
                 raise MAWError(

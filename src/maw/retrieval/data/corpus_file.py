@@ -3,25 +3,25 @@
 `corpus.jsonl` holds one object a line with `_id`, `text` and optionally `title` (BEIR's layout; a document's text is
 title and text joined by one space); `collection.tsv` an id, a tab and a text (MS MARCO's). Either may be packed with
 gzip and may begin with a byte order mark; empty lines at the end are not read. A block is bytes: it is taken apart
-where its texts are needed, often in another process.
+where its texts are needed, often in another process. A line becomes a text in `maw.retrieval.data.text_records`.
 """
 
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, NoReturn
 
 from maw.errors import MAWError
-from maw.io.ids import check_id
 from maw.io.reading import BYTE_ORDER_MARK, open_text, saying_what_cannot_be_read
-from maw.retrieval.data.lines import json_value, refuse, short
+from maw.retrieval.data.lines import decoded, refuse
+from maw.retrieval.data.text_records import json_record, table_record
 
 __all__ = ["Block", "CorpusFile"]
 
@@ -34,6 +34,8 @@ class Block:
     first: int
     """The number of the first document, from 0."""
     raw: bytes
+    titles: bool = True
+    """Whether a title belongs to the text, as in a corpus; in a file of queries it does not."""
 
     def records(self) -> list[tuple[str, str]]:
         """Id and text of every document.
@@ -47,14 +49,16 @@ class Block:
             >>> Block("collection.tsv", 7, b"d: Depth slices.").records()
             Traceback (most recent call last):
             ...
-            maw.errors.MAWError: collection.tsv, line 8: wanted an id, a tab and a text, got 'd: Depth slices.'
+            maw.errors.MAWError: collection.tsv, line 8: wanted 2 columns, an id, a tab and a text, \
+got 1: 'd: Depth slices.'
         """
-        parse = _parse_json if _suffix(self.path) == ".jsonl" else _parse_columns
-        raw = self.raw if self.first else self.raw.removeprefix(BYTE_ORDER_MARK)
+        path, raw = Path(self.path), self.raw if self.first else self.raw.removeprefix(BYTE_ORDER_MARK)
         lines = raw.split(b"\n")
         if not lines[-1]:
             lines.pop()
-        return [parse(self, number, line) for number, line in enumerate(lines, start=self.first + 1)]
+        parse = partial(json_record, titles=self.titles) if _suffix(path) == ".jsonl" else table_record
+        numbered = enumerate(lines, start=self.first + 1)
+        return [parse(path, number, decoded(path, number, line)) for number, line in numbered]
 
     def ids(self) -> list[str]:
         """The ids alone; every line is checked as for `records`."""
@@ -74,13 +78,14 @@ class CorpusFile:
 
     Args:
         path: a file that ends in .jsonl, .jsonl.gz, .tsv or .tsv.gz.
+        titles: whether a title belongs to the text; not in a file of queries.
 
     Raises:
         MAWError: there is no such file, or its name does not say what is in it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path, *, titles: bool = True) -> None:
+        self.path, self.titles = Path(path), titles
         if _suffix(self.path) not in (".jsonl", ".tsv"):
             raise MAWError(
                 f"a corpus must be a file that ends in .jsonl or .tsv, with or without .gz after it, got {self.path}: "
@@ -135,7 +140,7 @@ class CorpusFile:
                     wanted = wanted if border is None else min(wanted, border - first % border)
                     part = list(islice(documents, wanted))
                     if part:
-                        yield Block(str(self.path), first, b"".join(part))
+                        yield Block(str(self.path), first, b"".join(part), self.titles)
                     first += len(part)
                     if len(part) < wanted:
                         if stop is not None:
@@ -159,52 +164,3 @@ def _without_empty_end(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 def _suffix(path: Path | str) -> str:
     return Path(str(path).removesuffix(".gz")).suffix
-
-
-def _decode(block: Block, number: int, raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8").rstrip("\r")
-    except UnicodeDecodeError as error:
-        block.refuse(number, f"wanted UTF-8, got the byte 0x{raw[error.start]:02x} as byte {error.start + 1} of it")
-
-
-def _parse_json(block: Block, number: int, raw: bytes) -> tuple[str, str]:
-    line = _decode(block, number, raw)
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        block.refuse(number, f"wanted a JSON object, got {short(line)} ({error})")
-    if not isinstance(record, dict):
-        block.refuse(number, f"wanted a JSON object, got {short(line)}")
-    for field in ("_id", "text"):
-        if field not in record:
-            block.refuse(number, f"wanted the field {field!r}, got only {', '.join(map(repr, record)) or 'none'}")
-    title = record.get("title")
-    for field, value in (("_id", record["_id"]), ("text", record["text"]), ("title", title)):
-        if not isinstance(value, str) and not (field == "title" and value is None):
-            block.refuse(number, f"wanted text in {field!r}, got {json_value(value)}")
-        if "\\u" in line and value is not None:  # only an escape can spell half of a pair
-            _check_characters(block, number, field, value)
-    _check_id(block, number, record["_id"])
-    return record["_id"], f"{title or ''} {record['text']}".strip()
-
-
-def _parse_columns(block: Block, number: int, raw: bytes) -> tuple[str, str]:
-    line = _decode(block, number, raw)
-    columns = line.split("\t")
-    if len(columns) != 2:
-        block.refuse(number, f"wanted an id, a tab and a text, got {short(line)}")
-    _check_id(block, number, columns[0])
-    return columns[0], columns[1].strip()
-
-
-def _check_id(block: Block, number: int, identifier: str) -> None:
-    if problem := check_id(identifier):
-        block.refuse(number, f"{problem}: rename {short(identifier)}")
-
-
-def _check_characters(block: Block, number: int, field: str, value: str) -> None:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        block.refuse(number, f"wanted text in {field!r}, got half of a surrogate pair, which is no character")

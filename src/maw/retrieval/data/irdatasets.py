@@ -33,16 +33,19 @@ MSMARCO_SPLITS = ("train", "dev/small", "trec-dl-2019/judged", "trec-dl-2020/jud
 LAYOUT = "ir-2"
 
 
-def read_msmarco() -> RetrievalDataset:
+def read_msmarco(*, strict: bool = False) -> RetrievalDataset:
     """The MS MARCO passages with their training queries, the small development set, and TREC DL 2019 and 2020.
+
+    Args:
+        strict: as in `read_ir`.
 
     Raises:
         MAWError: the data are not there and cannot be had; the message names every file and its place.
     """
-    return read_ir("msmarco-passage", name="msmarco")
+    return read_ir("msmarco-passage", name="msmarco", strict=strict)
 
 
-def read_ir(identifier: str, name: str | None = None) -> RetrievalDataset:
+def read_ir(identifier: str, name: str | None = None, *, strict: bool = False) -> RetrievalDataset:
     """Read a data set by its id in ir_datasets; how an id becomes splits is said at the top of this file.
 
     Judged documents that the collection lacks are counted in `counts["judged_but_not_in_collection"]`.
@@ -50,6 +53,7 @@ def read_ir(identifier: str, name: str | None = None) -> RetrievalDataset:
     Args:
         identifier: such as "beir/scifact" or "msmarco-passage/trec-dl-2019/judged".
         name: the name of the data set; "ir:ID" where it is not given.
+        strict: whether a judged document that the collection lacks is refused.
 
     Returns:
         The data set; `checksums` has the SHA-256 of the ids and texts, and of the judgements of every split.
@@ -68,9 +72,8 @@ def read_ir(identifier: str, name: str | None = None) -> RetrievalDataset:
     handler = next(iter(parts.values()))
     documents_id = ir.docs_parent_id(handler)
     try:
-        return _read(
-            ir, name or f"ir:{identifier}", documents_id, {split: ir.load(part) for split, part in parts.items()}
-        )
+        loaded = {split: ir.load(part) for split, part in parts.items()}
+        return _read(ir, name or f"ir:{identifier}", documents_id, loaded, strict=strict)
     except MAWError:
         raise
     except Exception as error:  # a download that fails, a damaged archive, a line that its reader cannot take
@@ -120,7 +123,7 @@ def _splits(ir: Any, identifier: str) -> dict[str, str]:
     return {name.removeprefix(f"{identifier}/"): name for name in usable}
 
 
-def _read(ir: Any, name: str, documents_id: str, parts: Mapping[str, Any]) -> RetrievalDataset:
+def _read(ir: Any, name: str, documents_id: str, parts: Mapping[str, Any], *, strict: bool) -> RetrievalDataset:
     checksums: dict[str, str] = {}
     qrels: dict[str, dict[str, dict[str, int]]] = {}
     queries: dict[str, str] = {}
@@ -142,10 +145,10 @@ def _read(ir: Any, name: str, documents_id: str, parts: Mapping[str, Any]) -> Re
         queries,
         qrels,
         checksums=checksums,
-        licence=LICENCE if documents_id.startswith("msmarco") else None,
+        licence=LICENCE if documents_id.startswith(("msmarco", "beir/msmarco")) else None,
         drop_own=documents_id == "beir/arguana",
         relevant_grade=dict.fromkeys(parts, 1) if documents_id.startswith("msmarco-document") else None,
-        lacking_documents=True,
+        lacking_documents=not strict,
         repeated_judgements=repeated,
         source={"ir_datasets": f"{documents_id} ({ir.__version__})"},
     )
@@ -166,7 +169,7 @@ def _documents(ir: Any, documents_id: str, part: Any) -> Mapping[str, str]:
     def records() -> Iterator[tuple[str, str]]:
         for document in part.docs_iter():
             _check_id(documents_id, document.doc_id)
-            yield document.doc_id, _text(document, documents_id).strip()
+            yield document.doc_id, _text(document, documents_id)
 
     return hold_texts(origin, records, repeated)
 
@@ -182,9 +185,9 @@ def _documents_file(part: Any) -> Path | None:
 
 def _text(record: Any, name: str) -> str:
     if hasattr(record, "default_text"):
-        return record.default_text()
+        return record.default_text().strip()
     if isinstance(getattr(record, "text", None), str):
-        return record.text
+        return record.text.strip()
     kind, fields = type(record).__name__, ", ".join(record._fields)
     raise MAWError(f"{name}: wanted texts, but ir_datasets has none for a {kind} ({fields}): it is not supported")
 

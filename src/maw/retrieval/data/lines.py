@@ -12,7 +12,7 @@ from typing import NoReturn
 from maw.errors import MAWError
 from maw.io.reading import text_lines
 
-__all__ = ["is_comment", "json_value", "read_lines", "refuse", "short"]
+__all__ = ["decoded", "is_comment", "json_value", "read_lines", "refuse", "short"]
 
 
 _NUMBER = re.compile(r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?")
@@ -96,7 +96,7 @@ def read_lines(path: Path, checksums: dict[str, str], key: str, *, layout: str) 
     digest, number, empty = hashlib.sha256(), 0, 0
     for number, raw in enumerate(text_lines(path), start=1):
         digest.update(raw)
-        text = _decode(path, number, raw).rstrip("\r\n")
+        text = decoded(path, number, raw)
         if not text or text.isspace():
             empty += 1
             continue
@@ -108,8 +108,16 @@ def read_lines(path: Path, checksums: dict[str, str], key: str, *, layout: str) 
     checksums[key] = digest.hexdigest()
 
 
-def _decode(path: Path, number: int, raw: bytes) -> str:
+def decoded(path: Path, number: int, raw: bytes) -> str:
+    """The text of a line without its end.
+
+    Raises:
+        MAWError: it is not UTF-8.
+
+    >>> decoded(Path("corpus.tsv"), 1, b"d1\\tcaf\\xc3\\xa9\\r\\n")
+    'd1\\tcafé'
+    """
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         refuse(path, number, f"wanted UTF-8, got the byte 0x{raw[error.start]:02x} as byte {error.start + 1} of it")

@@ -12,7 +12,7 @@ from maw.retrieval.data.dataset import RetrievalDataset
 __all__ = ["load_dataset"]
 
 
-def load_dataset(spec: str, *, drop_own: bool | None = None) -> RetrievalDataset:
+def load_dataset(spec: str, *, drop_own: bool | None = None, strict: bool = False) -> RetrievalDataset:
     """Return the data set that a user names.
 
     Args:
@@ -25,6 +25,7 @@ def load_dataset(spec: str, *, drop_own: bool | None = None) -> RetrievalDataset
             - "msmarco:FOLDER": a folder with `collection.tsv`, `queries.SPLIT.tsv` and `qrels.SPLIT.tsv`.
         drop_own: whether a document with the query's own id is left out of every ranking; None is yes for ArguAna and
             no for others.
+        strict: whether a judged document that the collection lacks is refused; otherwise it is counted.
 
     Raises:
         MAWError: another name, data that cannot be used as they are, or data that cannot be had: the message says
@@ -37,22 +38,22 @@ def load_dataset(spec: str, *, drop_own: bool | None = None) -> RetrievalDataset
 ir_datasets), beir:FOLDER (a folder with corpus.jsonl, queries.jsonl and qrels/*.tsv) or msmarco:FOLDER (a folder with \
 collection.tsv, queries.*.tsv and qrels.*.tsv)
     """
-    data = _load(spec)
+    data = _load(spec, strict=strict)
     return data if drop_own is None else replace(data, drop_own=drop_own)
 
 
-def _load(spec: str) -> RetrievalDataset:
+def _load(spec: str, *, strict: bool) -> RetrievalDataset:
     kind, _, what = spec.partition(":")
     if spec == "pydocs":
         return pydocs.build()
     if spec == "msmarco":
-        return irdatasets.read_msmarco()
+        return irdatasets.read_msmarco(strict=strict)
     if kind == "ir" and what:
-        return irdatasets.read_ir(what)
+        return irdatasets.read_ir(what, strict=strict)
     if kind == "beir" and what:
-        return beir.read_beir(Path(what).expanduser(), name=spec)
+        return beir.read_beir(Path(what).expanduser(), name=spec, strict=strict)
     if kind == "msmarco" and what:
-        return msmarco.read_msmarco_folder(Path(what).expanduser(), name=spec)
+        return msmarco.read_msmarco_folder(Path(what).expanduser(), name=spec, strict=strict)
     raise MAWError(
         f"wanted a data set, got {spec!r}: write pydocs (built in), msmarco or ir:ID (by ir_datasets), beir:FOLDER (a "
         "folder with corpus.jsonl, queries.jsonl and qrels/*.tsv) or msmarco:FOLDER (a folder with collection.tsv, "

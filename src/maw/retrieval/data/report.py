@@ -37,7 +37,7 @@ def render_report(dataset: RetrievalDataset) -> str:
     if "train" in dataset.splits:
         shown.append(f"  {_choosing(dataset)}")
     for split, number in counts["judged_but_not_in_collection"].items():
-        shown.append(f"  {number:,} documents judged in {split} are not in the collection: {_consequence(split)}")
+        shown.append(f"  {number:,} judged documents of {split} are not in the corpus: {_consequence(split)}")
     if number := counts["queries_that_are_documents"]:
         done = "dropped from their rankings" if dataset.drop_own else "NOT dropped from their rankings (--drop-own)"
         shown.append(f"  {number:,} queries to evaluate on are documents themselves: {done}")

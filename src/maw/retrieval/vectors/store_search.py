@@ -50,7 +50,7 @@ def read_queries(path: Path) -> dict[str, str]:
         MAWError: the file or a line cannot be used, an id comes twice, or there is no query.
     """
     queries: dict[str, str] = {}
-    for block in CorpusFile(path).blocks(lines=1024):
+    for block in CorpusFile(path, titles=False).blocks(lines=1024):
         for line, (name, text) in enumerate(block.records(), start=block.first + 1):
             if name in queries:
                 first = list(queries).index(name) + 1
