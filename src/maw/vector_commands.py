@@ -132,6 +132,8 @@ def search(command: SearchCommand) -> int:
 
     if (command.query is None) == (command.queries is None):
         raise MAWError("give one query in quotes, or a file of them with --queries: one of the two")
+    if command.query is not None and not command.query.strip():
+        raise MAWError("the query is empty: give the words to search for")
     if (command.queries is None) != (command.run is None):
         raise MAWError("--queries and --run belong together: a file of queries gives a run file")
     corpus = None if command.corpus is None else CorpusFile(command.corpus)

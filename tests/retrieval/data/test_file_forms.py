@@ -229,3 +229,14 @@ def test_control_characters_in_ids_are_refused_wherever_ids_are_read(tmp_path: P
             MAWError, match=f"line 1: an id must have no control characters, it has U.00{ord(name[1]):02X}"
         ):
             read(tmp_path / file)
+
+
+def test_a_judged_query_without_a_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").write_bytes(CORPORA[".jsonl"])
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q1", "text": " "}\n{"_id": "q2", "text": "x"}\n')
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td1\t1\n")
+    with pytest.raises(MAWError, match="'q1' of the split test have no text to search for"):
+        load_dataset(f"beir:{tmp_path}")
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq2\td1\t1\n")
+    assert load_dataset(f"beir:{tmp_path}").counts["queries"]["empty"] == 1, "a query that nobody asks may be empty"

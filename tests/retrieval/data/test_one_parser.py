@@ -63,16 +63,17 @@ def records(path: Path) -> list[tuple[str, str]]:
 
 def test_documents_and_queries_of_jsonl(tmp_path: Path) -> None:
     text = "\n".join(LINES) + "\n"
-    folder = beir(tmp_path / "data", text, text, test="d1\td5\t1\n")
+    folder = beir(tmp_path / "data", text, text.replace(LINES[2] + "\n", ""), test="d1\td5\t1\n")
     data = load_dataset(f"beir:{folder}")
     assert list(data.documents.items()) == records(folder / "corpus.jsonl")
     assert list(data.documents.values()) == ["T  a", "a\tb", "", "T  é", "x"]
     assert data.queries == read_queries(folder / "queries.jsonl")
-    assert list(data.queries.values()) == ["a", "a\tb", "", "é", "x"], "a query has no title"
+    assert list(data.queries.values()) == ["a", "a\tb", "é", "x"], "a query has no title"
 
 
 def test_documents_and_queries_of_tables(tmp_path: Path) -> None:
     folder = marco(tmp_path / "data", "d1\t a \nd 4\té\r\nd5\t\n")
+    (folder / "queries.dev.tsv").write_text("d1\t a \nd 4\té\r\nd5\tx\n", encoding="utf-8", newline="")
     data = load_dataset(f"msmarco:{folder}")
     assert list(data.documents.items()) == records(folder / "collection.tsv") == [("d1", "a"), ("d 4", "é"), ("d5", "")]
     assert data.queries == read_queries(folder / "queries.dev.tsv")

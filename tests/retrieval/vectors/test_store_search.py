@@ -245,3 +245,14 @@ def test_encode_and_search_by_command(saved, tmp_path, capsys):
     ):
         assert main(wrong) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\u00a0"])
+def test_an_empty_query_is_refused(model, store, folder, tmp_path, blank, capsys):
+    with pytest.raises(MAWError, match="a query must have a text to search for, got none for 'q2'"):
+        next(search_store(model, store, {"q1": "x", "q2": blank}, 3))
+    assert main(["search", "packaged", str(folder), blank, "--device", "cpu"]) == 2
+    assert capsys.readouterr().err == "maw: the query is empty: give the words to search for\n"
+    (tmp_path / "queries.tsv").write_text(f"q1\tx\nq2\t{blank}\n", encoding="utf-8")
+    with pytest.raises(MAWError, match="line 2: query 'q2' has no text to search for"):
+        read_queries(tmp_path / "queries.tsv")

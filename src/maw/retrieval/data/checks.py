@@ -98,7 +98,7 @@ def check_ids(
     *,
     lacking_documents: bool,
 ) -> dict[str, int]:
-    """Refuse a data set without documents or judgements, with unknown ids, or with a train query to evaluate on.
+    """Refuse data without documents or judgements, with unknown ids, empty queries, or train queries to evaluate on.
 
     Args:
         name, documents, queries, qrels: as in `maw.retrieval.data.dataset.RetrievalDataset`.
@@ -116,6 +116,11 @@ def check_ids(
     for split, judged in qrels.items():
         if unknown := lacking(queries, judged):
             raise MAWError(f"{name}: split {split} judges {_first(unknown)}, not among the queries")
+        if empty := [query for query in judged if not queries[query].strip()]:
+            raise MAWError(
+                f"{name}: {_first(empty)} of the split {split} have no text to search for: give each one, or remove its "
+                "judgements"
+            )
         missing = lacking(documents, (document for row in judged.values() for document in row))
         if missing and not lacking_documents:
             raise MAWError(f"{name}: split {split} judges {_first(missing)}, not among the documents")

@@ -47,7 +47,7 @@ def read_queries(path: Path) -> dict[str, str]:
     """Read a file of queries in one of the layouts of `CorpusFile`: id to text.
 
     Raises:
-        MAWError: the file or a line cannot be used, an id comes twice, or there is no query.
+        MAWError: the file or a line cannot be used, an id comes twice, a query is empty, or there is none.
     """
     queries: dict[str, str] = {}
     for block in CorpusFile(path, titles=False).blocks(lines=1024):
@@ -55,6 +55,8 @@ def read_queries(path: Path) -> dict[str, str]:
             if name in queries:
                 first = list(queries).index(name) + 1
                 block.refuse(line, f"id {name!r} was given in line {first} already: ids must be unique")
+            if not text:
+                block.refuse(line, f"query {name!r} has no text to search for: give it one, or remove the line")
             queries[name] = text
     if not queries:
         raise MAWError(f"there must be at least one query, got none: {path} is empty")
@@ -82,10 +84,14 @@ def search_store(
         show_progress: whether to draw a progress bar while the queries are encoded.
 
     Raises:
-        MAWError: there is no query, k is below 1, or the model is not the store's.
+        MAWError: there is no query, one is empty, k is below 1, or the model is not the store's.
     """
     if not queries:
         raise MAWError("there must be at least one query, got none: give a query or a file of queries")
+    if empty := [name for name, text in queries.items() if not text.strip()]:
+        raise MAWError(
+            f"a query must have a text to search for, got none for {empty[0]!r}: give it one, or leave it out"
+        )
     if store.plan.settings.get("precision") != weights_type(model):
         set_weights_type(model, "float32")
     store.check_model(model, "the one given")
