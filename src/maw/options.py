@@ -85,6 +85,10 @@ class TrainingOptions:
     negative_files: Annotated[tuple[Path, ...] | None, tyro.conf.arg(metavar="FILE...")] = None
     """Triples or rankings, of given; else the data's own."""
     gradient_checkpointing: bool = False
+    query_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    """Stands before every query; default: the model's own."""
+    document_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    """Stands before every document."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the saved weights; default: as loaded."""
     save_steps: Annotated[int | None, tyro.conf.arg(name="save-every", metavar="STEPS")] = None

@@ -32,6 +32,7 @@ def train(command: TrainCommand, dataset_name: str) -> int:
     from maw.io.locks import alone_in
     from maw.retrieval.data.loading import load_dataset
     from maw.retrieval.data.report import render_report
+    from maw.retrieval.identity import set_prompts
     from maw.retrieval.models import choose_own_device, load_encoder
     from maw.retrieval.processes import first_process_first, leave, process_index
     from maw.retrieval.ranking.truncation import dataset_truncation
@@ -51,6 +52,7 @@ def train(command: TrainCommand, dataset_name: str) -> int:
                 given["learning_rate"] = command.training.lora_learning_rate or LORA_LEARNING_RATE
             settings = TrainingSettings(**given)
             model = load_encoder(command.model, device=device, max_length=settings.max_length)
+            set_prompts(model, settings.query_prompt, settings.document_prompt)
             dataset = load_dataset(dataset_name, drop_own=command.drop_own or None)
             out.say(render_report(dataset))
             cut = [] if not first else dataset_truncation(model, dataset.queries, dataset.documents)

@@ -34,7 +34,7 @@ from maw.io.atomic import write_text
 from maw.io.locks import LOCK, alone_in
 from maw.retrieval.evaluation.assessment import dense_rankings
 from maw.retrieval.evaluation.measures import Evaluation, default_measures, evaluate
-from maw.retrieval.identity import encoder_fingerprint
+from maw.retrieval.identity import encoder_fingerprint, set_prompts
 from maw.retrieval.models import choose_device, load_encoder
 from maw.retrieval.ranking.bm25 import bm25_run
 from maw.retrieval.ranking.runs import check_run_ids, write_run
@@ -99,7 +99,9 @@ class Runner:
 
     def _encoder(self) -> SentenceTransformer:
         settings = training_settings(self.benchmark, self.runs[0])
-        return load_encoder(self.benchmark.model, device=self.device, max_length=settings.max_length)
+        model = load_encoder(self.benchmark.model, device=self.device, max_length=settings.max_length)
+        set_prompts(model, settings.query_prompt, settings.document_prompt)
+        return model
 
     def _try_maw(self) -> None:
         """Attach and detach each MAW that will be trained, so that what does not fit is known before the first run."""

@@ -14,6 +14,7 @@ from maw.hf.lora import lora_config, merge_lora
 from maw.hf.weights import in_full, set_weights_type, weights_type
 from maw.io.atomic import atomic_folder
 from maw.io.failures import saying_what_cannot_be_written
+from maw.retrieval.identity import set_prompts
 from maw.retrieval.training.fine_tuning import count_parameters, train
 from maw.retrieval.training.model_card import write_model_card
 from maw.retrieval.training.rows import find_negatives
@@ -74,6 +75,7 @@ def tune(
     """
     _check_trained(variant)
     loaded = in_full(model)
+    set_prompts(model, settings.query_prompt, settings.document_prompt)
     types = {"loaded": loaded, "trained": weights_type(model), "saved": settings.dtype or loaded}
     hard = find_negatives(dataset, settings, model, work / "negatives" if negatives is None else negatives)
     config = prepare(model, variant, maw, settings)

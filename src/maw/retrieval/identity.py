@@ -20,7 +20,7 @@ from maw.hf.attach import carried
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["document_prompt", "encoder_fingerprint", "fingerprint", "is_normalised", "query_prompt"]
+__all__ = ["document_prompt", "encoder_fingerprint", "fingerprint", "is_normalised", "query_prompt", "set_prompts"]
 
 IRRELEVANT = frozenset(
     {
@@ -69,6 +69,21 @@ def document_prompt(model: SentenceTransformer) -> str | None:
 def query_prompt(model: SentenceTransformer) -> str | None:
     """What Sentence Transformers puts before a query: the model's own prompt for queries, else its default."""
     return _prompt(model, "query")
+
+
+def set_prompts(model: SentenceTransformer, query: str | None = None, document: str | None = None) -> None:
+    """Set what stands before every query and every document, in training and wherever the model is used.
+
+    They are written under the names that Sentence Transformers looks up first, also where they are the model's own:
+    a folder then gives the same prompts when it is loaded.
+
+    Args:
+        model: the encoder; its prompts are saved with it.
+        query, document: the prompts, used as they are, with the blank at their end; None keeps the model's own.
+    """
+    own = query_prompt(model), document_prompt(model)
+    for name, given, kept in zip(("query", "document"), (query, document), own, strict=True):
+        model.prompts[name] = (kept or "") if given is None else given
 
 
 def _prompt(model: SentenceTransformer, *kinds: str) -> str | None:

@@ -18,7 +18,14 @@ from maw.hf.folders import check_encoder, check_model_folder, one_line
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["PACKAGED", "choose_device", "choose_own_device", "limit_length", "load_encoder", "packaged_encoder"]
+__all__ = [
+    "PACKAGED",
+    "choose_device",
+    "choose_own_device",
+    "limit_length",
+    "load_encoder",
+    "packaged_encoder",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +162,7 @@ def load_encoder(name: str, *, device: torch.device, max_length: int | None = No
             "would be random numbers: copy or save the model again"
         )
     limit_length(model, max_length)
+    _say_unused_prompt(model)
     return model
 
 
@@ -176,6 +184,18 @@ def _why_it_cannot_be_loaded(name: str, folder: Path, error: BaseException) -> s
         f"model {name!r} cannot be loaded ({told}): its files are damaged or do not belong together; copy or save the "
         "model again"
     )
+
+
+def _say_unused_prompt(model: SentenceTransformer) -> None:
+    """Warn where a prompt for documents is in the model and an empty one stands before it."""
+    others = [] if "document" not in model.prompts else [model.prompts.get(name) for name in ("passage", "corpus")]
+    if (lost := next(filter(None, others), None)) and not model.prompts.get("document"):
+        logger.warning(
+            'documents are encoded without "%s": this model has that prompt, but under a name that Sentence '
+            'Transformers reads after "document", which is empty; to use it, set the prompt "document" in '
+            "config_sentence_transformers.json, or train with --document-prompt",
+            lost,
+        )
 
 
 def _check_modules(model: SentenceTransformer, place: str) -> None:

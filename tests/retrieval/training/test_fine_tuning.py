@@ -386,12 +386,16 @@ def test_gradient_checkpointing_trains_the_policy_too(tmp_path):
 @pytest.mark.parametrize("calibrate", [True, False])
 def test_training_begins_by_calibrating_if_the_settings_say_so(tmp_path, calibrate):
     models = [encoder(maw.MAWConfig(depth=5, calibrate=calibrate, learning_rate=0.0)) for _ in range(2)]
-    models[0].prompts, models[0].default_prompt_name = {"query": "represent this for me: "}, "query"  # not in training
+    models[0].prompts, models[0].default_prompt_name = (
+        {"query": "represent this: "},
+        "query",
+    )  # for documents too
     first = [maw_layers(model)[0].selector.policy_network[0] for model in models]
     texts = toy().queries | toy().documents
     pairs = toy().training_pairs(SETTINGS.positives_per_query, SETTINGS.seed)
     with calibrating(models[1]):
-        models[1].encode([texts[name] for pair in pairs for name in pair], show_progress_bar=False)
+        some = [f"represent this: {texts[name]}" for pair in pairs for name in pair]
+        models[1].encode(some, show_progress_bar=False)
     raw = encoder(maw.MAWConfig(depth=5))
     train(models[0], toy(), tmp_path, SETTINGS)
     expected = first[1] if calibrate else maw_layers(raw)[0].selector.policy_network[0]

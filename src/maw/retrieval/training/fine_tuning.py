@@ -29,7 +29,7 @@ from maw.hf.calibration import calibrating
 from maw.hf.weights import in_full
 from maw.progress import showing
 from maw.retrieval.evaluation.development import METRIC, DevEvaluator
-from maw.retrieval.identity import encoder_fingerprint
+from maw.retrieval.identity import document_prompt, encoder_fingerprint, query_prompt, set_prompts
 from maw.retrieval.models import limit_length
 from maw.retrieval.training.batches import Batches, TrainingTexts
 from maw.retrieval.training.checkpoints import (
@@ -88,14 +88,16 @@ def train(
         show_progress: whether to show how far it is where nobody does yet (`maw.progress.showing`).
 
     Returns:
-        steps, pairs, processes, the best dev metric, whether it was resumed, the seed of every draw, the selectors'
-        last logged statistics (`selector`, None without) and what `maw.collapse` found (`findings`).
+        steps, pairs, `prompts`, processes, the best dev metric, whether it was resumed, the seed of every draw, the
+        selectors' last logged statistics (`selector`, None without) and what `maw.collapse` found (`findings`).
 
     Raises:
         MAWError: no training pairs, a batch larger than the training set, negatives without `hard_negatives`, a
             checkpoint of another training in the folder, or a loss that is not finite.
     """
     in_full(model)
+    set_prompts(model, settings.query_prompt, settings.document_prompt)
+    prompts = {"query": query_prompt(model) or "", "document": document_prompt(model) or ""}
     pairs = dataset.training_pairs(settings.positives_per_query, settings.seed)
     has_dev = dataset.dev_split is not None
     arguments = _arguments(model, folder, settings, has_dev=has_dev)
@@ -146,6 +148,8 @@ def train(
         data=data,
         probe_texts=_texts_of(dataset, pairs, 4),
     )
+    if checkpoint is None and any(prompts.values()):
+        trainer.note({"prompts": prompts})
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress)
@@ -169,6 +173,7 @@ def train(
         "steps": trainer.state.global_step,
         "pairs": len(rows),
         **({"drawn_negatives": drawn_negatives} if settings.hard_negatives else {}),
+        "prompts": prompts,
         "processes": processes,
         f"dev_{METRIC}": trainer.state.best_metric,
         "resumed": checkpoint is not None,
@@ -228,9 +233,10 @@ def _identity(
     for row in batches.texts.rows:
         data.update("\0".join(row).encode())
     packages = ("torch", "transformers", "sentence-transformers", "maw-attention")
-    no_part = ("save_steps", "negative_files", "dtype")  # what is in the files is in the rows
+    no_part = ("save_steps", "dtype")
+    known = ("negative_files", "query_prompt", "document_prompt")  # by the rows and the encoder
     return {
-        "settings": {name: value for name, value in asdict(settings).items() if name not in no_part},
+        "settings": {name: value for name, value in asdict(settings).items() if name not in no_part + known},
         "encoder": encoder_fingerprint(model),
         "maw": [layer.config.to_dict() for layer in carried(model)],
         "data": [data.hexdigest(), dict(dataset.checksums)],
@@ -269,19 +275,20 @@ def _resume(
     return checkpoint, data[arguments.process_index]
 
 
-def _texts_of(dataset: RetrievalDataset, pairs: Sequence[tuple[str, str]], number: int) -> list[str]:
+def _texts_of(dataset: RetrievalDataset, pairs: Sequence[tuple[str, str]], number: int) -> tuple[list[str], list[str]]:
     """Queries and documents of so many pairs, evenly spaced over the training set."""
     number = min(number, len(pairs))
     some = [pairs[place * len(pairs) // number] for place in range(number)]
-    return [text for query, document in some for text in (dataset.queries[query], dataset.documents[document])]
+    return [dataset.queries[query] for query, _ in some], [dataset.documents[document] for _, document in some]
 
 
-def _calibrate(model: SentenceTransformer, texts: list[str], settings: TrainingSettings) -> None:
+def _calibrate(model: SentenceTransformer, texts: tuple[list[str], list[str]], settings: TrainingSettings) -> None:
     """The same in every process: all encode the same texts, as training does, by the same weights."""
     if any(layer.config.calibrate and layer.config.selection != "uniform" for layer in maw_layers(model)):
         with calibrating(model):
             at_once = settings.mini_batch_size or settings.batch_size
-            model.encode(texts, prompt="", batch_size=at_once, show_progress_bar=False)
+            for encode, some in zip((model.encode_query, model.encode_document), texts, strict=True):
+                encode(some, batch_size=at_once, show_progress_bar=False)
 
 
 def _check_batch(name: str, pairs: int, batch_size: int, processes: int) -> None:

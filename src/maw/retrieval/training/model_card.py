@@ -48,6 +48,7 @@ def write_model_card(
         "The licence of the base model applies to these weights too.",
         "",
         *_types(settings.get("dtype")),
+        *_prompts(settings.get("prompts")),
         "```python",
         f"{use}from sentence_transformers import SentenceTransformer\n",
         'model = SentenceTransformer("this folder")',
@@ -73,5 +74,20 @@ def _types(types: Mapping[str, str] | str | None) -> list[str]:
         return []
     return [
         f"The weights were loaded in {types['loaded']}, trained in {types['trained']} and saved in {types['saved']}.",
+        "",
+    ]
+
+
+def _prompts(prompts: Mapping[str, str] | None) -> list[str]:
+    """Which prompts training used, where it used any."""
+    said = [
+        f"{json.dumps(prompt, ensure_ascii=False)} stood before every {kind}"
+        for kind, prompt in (prompts or {}).items()
+        if prompt
+    ]
+    if not said:
+        return []
+    return [
+        f"In training {' and '.join(said)}; `encode_query` and `encode_document` of this folder put the same there.",
         "",
     ]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from maw.hf.attach import maw_layers
 from maw.module import DepthAttention
+from maw.retrieval.identity import document_prompt, query_prompt
 from maw.shapes import repeat_heads
 
 if TYPE_CHECKING:
@@ -24,18 +25,18 @@ if TYPE_CHECKING:
 __all__ = ["TOKENS", "probe"]
 
 TOKENS = 64
-"""Texts are cut to this many tokens."""
+"""Texts are cut to this many tokens, and those of their prompt."""
 
 
 @torch.no_grad()
-def probe(model: SentenceTransformer, texts: Sequence[str]) -> dict[str, Any]:
+def probe(model: SentenceTransformer, queries: Sequence[str], documents: Sequence[str] = ()) -> dict[str, Any]:
     """A few texts as in evaluation, the one with the most padding alone, and with the depth weights of training.
 
     Modes, random numbers and records of the model are left as they were.
 
     Args:
         model: an encoder with MAW.
-        texts: at least two different ones.
+        queries, documents: together at least two different ones; each with the prompt of its kind.
 
     Returns:
         `attention_entropy`: for every MAW layer the entropy of its attention over log(real keys), mean over heads,
@@ -44,17 +45,23 @@ def probe(model: SentenceTransformer, texts: Sequence[str]) -> dict[str, Any]:
         relative to its length. `view_spread`: for every MAW layer how far its view vectors are from their mean over
         depths, relative to their length; 0 where all slices are the same.
     """
-    layers, together = maw_layers(model), _features(model, texts)
-    shortest = int(together["attention_mask"].sum(dim=-1).argmin())
+    layers = maw_layers(model)
+    kinds = [(queries, query_prompt(model)), (documents, document_prompt(model))]
+    kinds = [(texts, prompt) for texts, prompt in kinds if texts]
+    longest = max(_features(model, *kind)["attention_mask"].shape[1] for kind in kinds)
+    together = [_features(model, *kind, longest) for kind in kinds]
+    lengths = torch.cat([features["attention_mask"].sum(dim=-1) for features in together])
+    shortest = int(lengths.argmin())
+    text, prompt = [(text, prompt) for texts, prompt in kinds for text in texts][shortest]
     with _untouched(model, layers):
         model.eval()
         with ExitStack() as stack:
             entropies = [stack.enter_context(_attention_entropy(layer)) for layer in layers]
-            evaluated = _vectors(model, together)
-        alone = _vectors(model, _features(model, [texts[shortest]]))[0]
+            evaluated = _vectors(model, *together)
+        alone = _vectors(model, _features(model, [text], prompt))[0]
         for layer in layers:
             layer.train()
-        trained = _vectors(model, together)
+        trained = _vectors(model, *together)
     apart = torch.pdist(evaluated).mean()
     return {
         "attention_entropy": [float(torch.cat(found).mean()) if found else math.nan for found in entropies],
@@ -64,16 +71,21 @@ def probe(model: SentenceTransformer, texts: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _features(model: SentenceTransformer, texts: Sequence[str]) -> dict[str, Tensor]:
-    """What the model is given for one batch."""
-    limit = min(TOKENS, model.max_seq_length or TOKENS)
-    features = model.tokenizer(list(texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
-    return {name: tensor.to(model.device) for name, tensor in features.items()}
+def _features(
+    model: SentenceTransformer, texts: Sequence[str], prompt: str | None, length: int | None = None
+) -> dict[str, Any]:
+    """What the model is given for one batch, filled up to a length or to the longest text."""
+    limit = TOKENS + len(model.tokenizer(prompt)["input_ids"] if prompt else ())
+    options: dict[str, Any] = {"max_length": min(limit, model.max_seq_length or limit)}
+    if length is not None:
+        options = {"max_length": length, "padding": "max_length"}
+    made = model.preprocess(list(texts), prompt=prompt, processing_kwargs={"text": options})
+    return {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in made.items()}
 
 
-def _vectors(model: SentenceTransformer, features: dict[str, Tensor]) -> Tensor:
+def _vectors(model: SentenceTransformer, *batches: dict[str, Any]) -> Tensor:
     """Embeddings in float32."""
-    return model(dict(features))["sentence_embedding"].float()
+    return torch.cat([model(dict(features))["sentence_embedding"].float() for features in batches])
 
 
 def _spread(views: Tensor) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maw.errors import MAWError
+from maw.retrieval.identity import set_prompts
 from maw.retrieval.models import limit_length
 from maw.retrieval.processes import first_process_first
 from maw.retrieval.training.negatives import NegativeSettings, mine
@@ -53,6 +54,7 @@ def find_negatives(
     )
     by_model = source == "dense" or (source == "given" and wanted.has_margin)
     limit_length(model, settings.max_length)
+    set_prompts(model, settings.query_prompt, settings.document_prompt)
     with first_process_first(model.device):
         return mine(dataset, wanted, model=model if by_model else None, cache=cache)
 

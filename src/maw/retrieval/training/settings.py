@@ -27,6 +27,8 @@ class TrainingSettings:
             by the model as it is before training; None asks for no distance.
         negative_files: the files of "given" (`NegativeSettings.files`); none takes those that came with the data.
         dev_documents: what the dev split is searched in during training.
+        query_prompt, document_prompt: what stands before every query and every document, in training and, saved with
+            the model, wherever it is used; None keeps the model's own.
         dtype: the type that weights are saved in; None is the one they were loaded in. They are trained in float32.
         save_steps: save a checkpoint after every so many steps too, not after every epoch alone.
         seed: of every draw: order, dropout, depth noise, positives, negatives that are missing, dev documents.
@@ -49,6 +51,8 @@ class TrainingSettings:
     negative_files: tuple[Path, ...] = ()
     dev_documents: int = 2000
     gradient_checkpointing: bool = False
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     save_steps: int | None = None
     seed: int = 0

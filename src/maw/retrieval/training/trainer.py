@@ -35,6 +35,7 @@ from maw.errors import MAWError
 from maw.hf.attach import carried
 from maw.hf.training_state import check_maw_is_trained
 from maw.io.failures import saying_that_the_disk_is_full
+from maw.retrieval.identity import document_prompt, query_prompt
 from maw.retrieval.training.batches import Batches, Collator, chained
 from maw.retrieval.training.checkpoints import checkpoint, mark_whole, remove_checkpoint, remove_checkpoints
 from maw.retrieval.training.losses import AuxiliaryLoss
@@ -72,14 +73,21 @@ class Trainer(SentenceTransformerTrainer):
         batches: what is trained on, this process's share.
         log_file: one JSON object a log entry, written by the first process.
         data: the checksum of what this process has trained on so far.
-        probe_texts: what the model is looked at on (`maw.retrieval.training.probe`); with fewer than two it is not.
+        probe_texts: queries and documents that the model is looked at on (`maw.retrieval.training.probe`); with fewer
+            than two texts it is not.
         options: those of `SentenceTransformerTrainer`; `loss` is an `AuxiliaryLoss`.
     """
 
     loss: AuxiliaryLoss
 
     def __init__(
-        self, *, batches: Batches, log_file: Path, data: str = "", probe_texts: Sequence[str] = (), **options: Any
+        self,
+        *,
+        batches: Batches,
+        log_file: Path,
+        data: str = "",
+        probe_texts: tuple[Sequence[str], Sequence[str]] = ((), ()),
+        **options: Any,
     ) -> None:
         if not hasattr(SentenceTransformerTrainer, "_clip_grad_norm"):
             raise MAWError(
@@ -89,6 +97,7 @@ class Trainer(SentenceTransformerTrainer):
         super().__init__(**options)
         check_maw_is_trained(self.model)
         self.data_collator.preprocess_fn = preprocessing(self.model)
+        self.data_collator.prompts = _prompts(self.model, batches)
         self.batches = batches
         self.log_file = log_file
         self.data = data
@@ -251,15 +260,20 @@ class Trainer(SentenceTransformerTrainer):
 
     def probe(self) -> list[Finding]:
         """Look at the model on a few texts; the findings that are new. A model without MAW has none."""
-        if len(self.probe_texts) < 2 or not self.loss.layers():
+        if sum(map(len, self.probe_texts)) < 2 or not self.loss.layers():
             return []
         self.probed = self.state.global_step
-        return self.watch.probed(self.probed, probe(self.model, self.probe_texts))
+        return self.watch.probed(self.probed, probe(self.model, *self.probe_texts))
 
     def finish(self) -> None:
         """Look at the trained model, the best one where there is a dev split, and log what is found."""
         if self.is_world_process_zero() and (found := self.probe()):
             self._write({"step": self.state.global_step}, found)
+
+    def note(self, entry: dict[str, Any]) -> None:
+        """Write what is known before the first step into the JSON log."""
+        if self.is_world_process_zero():
+            self._write({"step": 0, **entry}, [])
 
     def _write(self, entry: dict[str, Any], found: Sequence[Finding]) -> None:
         for finding in found:
@@ -268,6 +282,13 @@ class Trainer(SentenceTransformerTrainer):
             entry["findings"] = [finding.to_dict() for finding in found]
         with self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({name.removeprefix("eval_"): value for name, value in entry.items()}) + "\n")
+
+
+def _prompts(model: Any, batches: Batches) -> dict[str, str]:
+    """What stands before the texts of each column of `Collator`, as where the model is used."""
+    columns = ["anchor", "positive", *(f"negative_{place}" for place in range(1, len(batches.texts.rows[0]) - 1))]
+    prompts = [query_prompt(model), *[document_prompt(model)] * (len(columns) - 1)]
+    return {column: prompt for column, prompt in zip(columns, prompts, strict=True) if prompt}
 
 
 @contextmanager
