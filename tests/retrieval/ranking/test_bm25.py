@@ -4,6 +4,7 @@ import doctest
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ import pytest
 
 import maw.retrieval.ranking.bm25 as module
 from maw.errors import MAWError
+from maw.retrieval.data import corpora
+from maw.retrieval.data.corpora import hold_file
+from maw.retrieval.data.msmarco import _records
 from maw.retrieval.evaluation.measures import evaluate
 from maw.retrieval.ranking.bm25 import bm25_run, rounded_lengths
 from maw.retrieval.ranking.runs import ranked
@@ -83,6 +87,39 @@ def test_lengths_are_what_one_byte_holds_of_them() -> None:
 def test_empty_documents_count_neither_in_the_average_nor_in_the_idf() -> None:
     found = bm25_run(DOCUMENTS | {f"e{i}": "the" for i in range(9)}, {"q": "Cats!"})["q"]
     assert found == bm25_run(DOCUMENTS, {"q": "Cats!"})["q"]
+
+
+def test_scores_are_those_of_the_formula_in_single_precision() -> None:
+    draw, single = np.random.default_rng(1), np.float32
+    words = np.array([f"w{n}" for n in range(60)])
+    documents = {f"d{n}": " ".join(draw.choice(words, draw.integers(1, 200))) for n in range(50)}
+    asked = list(draw.choice(words, 12))
+    split = {name: text.split() for name, text in documents.items()}
+    average = single(sum(map(len, split.values())) / 50)
+    for name, score in bm25_run(documents, {"q": " ".join(asked)})["q"].items():
+        total = 0.0
+        for word in dict.fromkeys(asked):
+            if not (count := split[name].count(word)):
+                continue
+            holding = sum(word in found for found in split.values())
+            weight = single(asked.count(word)) * single(math.log(1 + (50 - holding + 0.5) / (holding + 0.5)))
+            length = single(rounded_lengths(np.array([len(split[name])]))[0])
+            norm = single(1) / (single(0.9) * ((single(1) - single(0.4)) + single(0.4) * length / average))
+            total += float(weight - weight / (single(1) + single(count) * norm))
+        assert score == float(single(total))
+
+
+def test_texts_on_disk_give_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAW_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "collection.tsv"
+    file.write_text("".join(f"{name}\t{text}\n" for name, text in reversed((DOCUMENTS | {"d9": "cat"}).items())))
+    held = []
+    for limit in (2**20, -1):
+        monkeypatch.setattr(corpora, "IN_MEMORY", limit)
+        held.append(hold_file(file, "t", partial(_records, file, "t"), {}, "t"))
+    assert type(held[1]).__name__ == "TextStore"
+    runs = [bm25_run(documents, {"q": "cats", "p": "dog birds"}, drop_own=True) for documents in held]
+    assert [list(found.items()) for found in runs[0].values()] == [list(found.items()) for found in runs[1].values()]
 
 
 def test_it_is_repeatable() -> None:
