@@ -21,6 +21,7 @@ from toys import encoder
 from transformers import AutoConfig, AutoModel, BertConfig, BertForMaskedLM, BertModel
 
 import maw
+from maw.hf.folders import seal_model_folder
 from maw.retrieval.models import choose_device, load_encoder
 
 CPU = choose_device("cpu")
@@ -387,6 +388,15 @@ def test_a_config_alone_carries_no_checksums(tmp_path):
     CHANGES["transposed"](weights)
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert isinstance(AutoModel.from_pretrained(tmp_path), maw.MAWModel)
+
+
+def test_a_sealed_folder_that_is_saved_over_loads(tmp_path):
+    path = folder(tmp_path / "model", "full")
+    seal_model_folder(path)
+    model = SentenceTransformer(str(path), device="cpu")
+    torch.nn.init.normal_(model[0].model.backbone.encoder.layer[0].output.dense.weight)
+    model.save_pretrained(str(path), create_model_card=False)
+    assert np.array_equal(load_encoder(str(path), device=CPU).encode(TEXTS), model.encode(TEXTS))
 
 
 def test_a_plain_encoder_saved_over_a_folder_with_maw_loads(tmp_path):

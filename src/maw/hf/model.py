@@ -19,6 +19,7 @@ from maw.errors import MAWError
 from maw.hf.attach import insert
 from maw.hf.checksums import check_tensors, note_tensors
 from maw.hf.configuration import MAWModelConfig
+from maw.hf.folders import CHECKSUMS
 from maw.hf.loading import check_config, check_loaded, weight_files
 
 __all__ = ["MAWModel"]
@@ -166,6 +167,7 @@ class MAWModel(PreTrainedModel):
         finally:
             self._hf_peft_config_loaded = loaded
         if kwargs.get("is_main_process", not args or args[0]):
+            (Path(save_directory) / CHECKSUMS).unlink(missing_ok=True)  # of what was there before
             note_tensors(Path(save_directory), kwargs)
 
     @classmethod

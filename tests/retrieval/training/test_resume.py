@@ -308,8 +308,14 @@ def test_a_checkpoint_counts_when_all_of_it_is_there(tmp_path):
     assert last_checkpoint(tmp_path) == two
     mark_whole(ten, processes=1)
     assert last_checkpoint(tmp_path) == ten
-    (ten / "model.safetensors").write_bytes(b"half")
-    assert last_checkpoint(tmp_path) == two
+    for other in (b"half", b"Content", b""):
+        (ten / "model.safetensors").write_bytes(other)
+        assert last_checkpoint(tmp_path) == two
+    (ten / "model.safetensors").write_bytes(b"content")
+    assert last_checkpoint(tmp_path) == ten
+    for marker in ("[]", '{"model.safetensors": 7}', '{"model.safetensors": {}}'):
+        (ten / "whole.json").write_text(marker)
+        assert last_checkpoint(tmp_path) == two
     (two / "inner" / "config.json").unlink()
     assert not is_whole(two)
     remove_checkpoint(two)

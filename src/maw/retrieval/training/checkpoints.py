@@ -1,8 +1,8 @@
 """Checkpoints that are whole or do not count, and what must be the same for a training to go on from one.
 
 A checkpoint is a folder of many files, written one after the other, by several processes. The last thing written is a
-marker that lists the others with their sizes: a folder without it, or with a file of another size, was left by a
-process that was killed, and is passed over. The first thing removed is the marker.
+marker that lists the others with their sizes and checksums: a folder without it, or with a file that is not so, was
+left by a process that was killed, or damaged, and is passed over. The first thing removed is the marker.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from maw.errors import MAWError
-from maw.io.atomic import bring_to_disk, remove_parts, write_text
+from maw.io.atomic import Checked, bring_to_disk, remove_parts, write_text
+from maw.io.checked import check_file, checksum
 
 __all__ = [
     "check_identity",
@@ -57,25 +58,27 @@ def mark_whole(path: Path, processes: int) -> None:
         raise MAWError(
             f"{path} lacks {', '.join(missing)}: with several machines the training's folder must be one they share"
         )
-    sizes = {}
+    files: dict[str, Checked] = {}
     for file in _files(path):
         bring_to_disk(file)
-        sizes[file.relative_to(path).as_posix()] = file.stat().st_size
-    write_text(path / MARKER, json.dumps(sizes, indent=1))
+        files[file.relative_to(path).as_posix()] = {"bytes": file.stat().st_size, "sha256": checksum(file)}
+    write_text(path / MARKER, json.dumps(files, indent=1))
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the marker is there and every file it lists, with its size."""
+    """Whether the marker is there and every file it lists is as it was written."""
     try:
-        sizes = json.loads((path / MARKER).read_text(encoding="utf-8"))
-        return all((path / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+        files = json.loads((path / MARKER).read_text(encoding="utf-8"))
+        for name, wanted in files.items():
+            check_file(path / name, wanted, "")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, MAWError):  # a marker can be damaged too
         return False
+    return True
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The latest whole checkpoint of a training's folder; None where there is none."""
-    return max(filter(is_whole, folder.glob("checkpoint-*")), key=step_of, default=None)
+    return next(filter(is_whole, sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)), None)
 
 
 def remove_checkpoint(path: Path) -> None:
