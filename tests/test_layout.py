@@ -10,7 +10,7 @@ import pytest
 RETRIEVAL = Path(__file__).resolve().parents[1] / "src" / "maw" / "retrieval"
 MIRROR = Path(__file__).resolve().parent / "retrieval"
 
-GROUND = {"identity", "models", "processes"}
+GROUND = {"identity", "models", "processes", "similarity"}
 """Single files that every room may use and that use none."""
 
 ROOMS = {

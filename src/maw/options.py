@@ -84,6 +84,8 @@ class TrainingOptions:
     """They score this share below the relevant document."""
     negative_files: Annotated[tuple[Path, ...] | None, tyro.conf.arg(metavar="FILE...")] = None
     """Triples or rankings, of given; else the data's own."""
+    similarity_scale: float | None = None
+    """The loss's factor on similarities: 20 (cosine), 1 (dot)."""
     gradient_checkpointing: bool = False
     query_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """Stands before every query; default: the model's own."""

@@ -36,6 +36,7 @@ def train(command: TrainCommand, dataset_name: str) -> int:
     from maw.retrieval.models import choose_own_device, load_encoder
     from maw.retrieval.processes import first_process_first, leave, process_index
     from maw.retrieval.ranking.truncation import dataset_truncation
+    from maw.retrieval.similarity import similarity_scale
     from maw.retrieval.training.settings import TrainingSettings
 
     first = process_index() == 0
@@ -53,6 +54,7 @@ def train(command: TrainCommand, dataset_name: str) -> int:
             settings = TrainingSettings(**given)
             model = load_encoder(command.model, device=device, max_length=settings.max_length)
             set_prompts(model, settings.query_prompt, settings.document_prompt)
+            similarity_scale(model, settings.similarity_scale)  # refuses what cannot be trained, before data are read
             dataset = load_dataset(dataset_name, drop_own=command.drop_own or None)
             out.say(render_report(dataset))
             cut = [] if not first else dataset_truncation(model, dataset.queries, dataset.documents)
@@ -99,6 +101,7 @@ def _say_plan(
     from maw.benchmark.plan import rollout_forwards, texts_per_second, training_seconds
     from maw.benchmark.tuning import prepare
     from maw.retrieval.processes import processes
+    from maw.retrieval.similarity import similarity_of, similarity_scale
     from maw.retrieval.training.fine_tuning import count_parameters
 
     pairs, together = len(dataset.training_pairs(settings.positives_per_query, settings.seed)), processes()
@@ -122,6 +125,8 @@ def _say_plan(
         "batch": batch,
         "processes": together,
         "device": str(model.device),
+        "similarity": similarity_of(model),
+        "similarity_scale": similarity_scale(model, settings.similarity_scale),
         **parameters,
         "seconds": round(seconds, 1),
         "bytes": size,
@@ -131,6 +136,7 @@ def _say_plan(
     }
     out.say(f"would train {variant.name} ({variant.text}) on {model.device}, {together} process(es)")
     out.say(f"{pairs:,} pairs, batches of {batch}, {settings.epochs} epochs: {plan['steps']:,} steps")
+    out.say(f"similarity: {plan['similarity']}, in the loss times {plan['similarity_scale']:g}")
     out.say(f"{trained:,} of {whole:,} parameters trained; about {duration(seconds)}, without hard negatives")
     out.say(f"writes {command.output} and {work}: at most {size / 2**20:,.0f} MiB. Nothing was trained")
     out.result({"plan": plan, "data": dataset.report()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -156,3 +157,35 @@ def test_a_benchmark_in_two_processes_is_refused(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["benchmark"]) == 2
     assert "maw benchmark works in one process, got 2" in capsys.readouterr().err
+
+
+def comparing_by(tiny_model, folder, similarity):
+    """The tiny model without its module Normalize, as one that compares by this similarity."""
+    shutil.copytree(tiny_model, folder)
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([one for one in modules if "Normalize" not in one["type"]]))
+    config = folder / "config_sentence_transformers.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "similarity_fn_name": similarity}))
+    return folder
+
+
+def test_the_similarity_that_is_trained_and_its_scale_are_said(tiny_model, toy_data, tmp_path, capsys):
+    model = comparing_by(tiny_model, tmp_path / "dot", "dot")
+    assert main(arguments(model, toy_data, tmp_path / "model", "--dry-run")) == 0
+    assert "similarity: dot, in the loss times 1\n" in capsys.readouterr().out
+    assert main(arguments(model, toy_data, tmp_path / "model", "--similarity-scale", "0.5")) == 0
+    said = capsys.readouterr().out
+    assert "similarity: dot\n" in said
+    assert "similarity_scale: 0.5\n" in said
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "Trained to compare vectors by dot product (in the loss times 0.5): compare by it." in card
+    assert '"similarity_scale": 0.5' in card
+    assert SentenceTransformer(str(tmp_path / "model"), device="cpu").similarity_fn_name == "dot"
+
+
+def test_a_model_that_compares_by_a_distance_is_refused_before_data_are_read(tiny_model, tmp_path, capsys):
+    model = comparing_by(tiny_model, tmp_path / "far", "euclidean")
+    assert main(arguments(model, tmp_path / "no data", tmp_path / "model")) == 2
+    error = capsys.readouterr().err
+    assert "got one that compares by euclidean" in error
+    assert "no data" not in error

@@ -20,7 +20,7 @@ from maw.hf.attach import carried
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["document_prompt", "encoder_fingerprint", "fingerprint", "is_normalised", "query_prompt", "set_prompts"]
+__all__ = ["document_prompt", "encoder_fingerprint", "fingerprint", "query_prompt", "set_prompts"]
 
 IRRELEVANT = frozenset(
     {
@@ -54,11 +54,6 @@ def encoder_fingerprint(model: SentenceTransformer) -> str:
     """
     parts = {"weights": fingerprint(model), **_settings(model)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def is_normalised(model: SentenceTransformer) -> bool:
-    """Whether vectors are given unit length: where the model compares by cosine, or does not say."""
-    return model.similarity_fn_name in (None, "cosine")
 
 
 def document_prompt(model: SentenceTransformer) -> str | None:

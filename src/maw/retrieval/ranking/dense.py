@@ -18,9 +18,9 @@ from torch import Tensor
 from maw.errors import MAWError
 from maw.progress import counted
 from maw.retrieval.data.texts import TextStore
-from maw.retrieval.identity import is_normalised
 from maw.retrieval.ranking.runs import Run, rank_documents
 from maw.retrieval.ranking.search import search
+from maw.retrieval.similarity import is_normalised
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -53,7 +53,7 @@ def encode(
         tell: told the number of texts of every batch; None counts these texts alone (`maw.progress`).
 
     Raises:
-        MAWError: the model gave a vector that is not finite.
+        MAWError: the model gave a vector that is not finite, or compares by neither cosine nor dot product.
     """
     function = model.encode_query if kind == "query" else model.encode_document
     with (

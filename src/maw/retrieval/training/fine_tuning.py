@@ -31,6 +31,7 @@ from maw.progress import showing
 from maw.retrieval.evaluation.development import METRIC, DevEvaluator
 from maw.retrieval.identity import document_prompt, encoder_fingerprint, query_prompt, set_prompts
 from maw.retrieval.models import limit_length
+from maw.retrieval.similarity import similarity_of, similarity_scale
 from maw.retrieval.training.batches import Batches, TrainingTexts
 from maw.retrieval.training.checkpoints import (
     check_identity,
@@ -88,8 +89,9 @@ def train(
         show_progress: whether to show how far it is where nobody does yet (`maw.progress.showing`).
 
     Returns:
-        steps, pairs, `prompts`, processes, the best dev metric, whether it was resumed, the seed of every draw, the
-        selectors' last logged statistics (`selector`, None without) and what `maw.collapse` found (`findings`).
+        steps, pairs, `prompts`, the similarity and its scale in the loss, processes, the best dev metric, whether it
+        was resumed, the seed of every draw, the selectors' last logged statistics (`selector`, None without) and what
+        `maw.collapse` found (`findings`).
 
     Raises:
         MAWError: no training pairs, a batch larger than the training set, negatives without `hard_negatives`, a
@@ -98,6 +100,8 @@ def train(
     in_full(model)
     set_prompts(model, settings.query_prompt, settings.document_prompt)
     prompts = {"query": query_prompt(model) or "", "document": document_prompt(model) or ""}
+    scale = similarity_scale(model, settings.similarity_scale)
+    compared = {"similarity": similarity_of(model), "similarity_scale": scale}
     pairs = dataset.training_pairs(settings.positives_per_query, settings.seed)
     has_dev = dataset.dev_split is not None
     arguments = _arguments(model, folder, settings, has_dev=has_dev)
@@ -109,17 +113,7 @@ def train(
         negatives = find_negatives(dataset, settings, model, folder / "negatives")
     rows, drawn_negatives = with_negatives(dataset, pairs, negatives or {}, settings.hard_negatives, settings.seed)
     texts = TrainingTexts(dataset.queries, dataset.documents, rows)
-    hashes = text_hashes(texts)
-    relevance = Relevance(texts, dataset.judgements("train"), hashes) if settings.mask_relevant else None
-    batches = Batches(
-        texts,
-        settings.batch_size * processes,
-        seed=settings.seed,
-        process=rank,
-        processes=processes,
-        relevance=relevance,
-        hashes=hashes,
-    )
+    batches = _batches(texts, dataset, settings, rank, processes)
     _schedule(arguments, settings, len(batches))
     limit_length(model, settings.max_length)
     model.model_card_data.generate_widget_examples = False  # our own card is written where the model is saved
@@ -130,10 +124,10 @@ def train(
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     loss = contrastive_loss(
         model,
-        scale=settings.similarity_scale,
+        scale=scale,
         mini_batch_size=settings.mini_batch_size,
         gather=processes > 1,
-        relevance=relevance,
+        relevance=batches.relevance,
     )
     if checkpoint is None:  # else it holds what came of it
         _calibrate(model, _texts_of(dataset, pairs, CALIBRATION_PAIRS), settings)
@@ -148,8 +142,8 @@ def train(
         data=data,
         probe_texts=_texts_of(dataset, pairs, 4),
     )
-    if checkpoint is None and any(prompts.values()):
-        trainer.note({"prompts": prompts})
+    if checkpoint is None:
+        trainer.note({**compared, **({"prompts": prompts} if any(prompts.values()) else {})})
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress)
@@ -175,12 +169,30 @@ def train(
         **({"drawn_negatives": drawn_negatives} if settings.hard_negatives else {}),
         "prompts": prompts,
         "processes": processes,
+        **compared,
         f"dev_{METRIC}": trainer.state.best_metric,
         "resumed": checkpoint is not None,
         "selector": trainer.selector,
         "findings": [finding.to_dict() for finding in trainer.watch.found.values()],
         "seeds": {"training": seeds, **{name: settings.seed for name, is_drawn in drawn.items() if is_drawn}},
     }
+
+
+def _batches(
+    texts: TrainingTexts, dataset: RetrievalDataset, settings: TrainingSettings, rank: int, processes: int
+) -> Batches:
+    """This process's share of all batches, which know what is relevant to which query."""
+    hashes = text_hashes(texts)
+    relevance = Relevance(texts, dataset.judgements("train"), hashes) if settings.mask_relevant else None
+    return Batches(
+        texts,
+        settings.batch_size * processes,
+        seed=settings.seed,
+        process=rank,
+        processes=processes,
+        relevance=relevance,
+        hashes=hashes,
+    )
 
 
 def _arguments(

@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from sentence_transformers.util import cos_sim, dot_score
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -22,6 +23,7 @@ from maw.errors import MAWError
 from maw.hf.in_place import LayersInPlace
 from maw.hf.training_state import check_maw_is_trained
 from maw.records import Rollout
+from maw.retrieval.similarity import SCALE_OF_UNIT_VECTORS, similarity_of, similarity_scale
 from maw.retrieval.training.contrastive import CachedContrastiveLoss, ContrastiveLoss, Masked
 from maw.retrieval.training.rollouts import Rollouts, wants_rollouts
 
@@ -43,23 +45,30 @@ Kept = tuple[int, int, Rollout]
 def contrastive_loss(
     model: SentenceTransformer,
     *,
-    scale: float,
+    scale: float | None = None,
     mini_batch_size: int | None = None,
     gather: bool = False,
     relevance: Relevance | None = None,
 ) -> nn.Module:
-    """In-batch contrastive loss on (query, relevant document, negatives...) columns.
+    """In-batch contrastive loss on (query, relevant document, negatives...) columns, by the model's own similarity.
 
     Args:
         model: what it trains.
-        scale: factor on the cosines.
+        scale: factor on the similarities; None is that of `maw.retrieval.similarity.similarity_scale`.
         mini_batch_size: so many texts a forward, the gradients of the whole batch (GradCache); None is one forward.
         gather: the candidates are the documents of all processes. Each process takes the mean over its own queries, so
             that the mean over processes has the gradient of one process with the whole batch.
         relevance: what is relevant to a query is no negative of it: its logit is left out. The numbers of the batch's
             texts (`Relevance.ids`) are given to the loss as labels. None leaves nothing out.
+
+    Raises:
+        MAWError: the model compares by neither cosine nor dot product.
     """
-    options: dict[str, Any] = {"scale": scale, "gather_across_devices": gather}
+    options: dict[str, Any] = {
+        "scale": similarity_scale(model, scale),
+        "similarity_fct": cos_sim if similarity_of(model) == "cosine" else dot_score,
+        "gather_across_devices": gather,
+    }
     if mini_batch_size is None:
         return ContrastiveLoss(model, relevance, **options)
     return CachedContrastiveLoss(model, relevance, mini_batch_size=mini_batch_size, **options)
@@ -82,8 +91,8 @@ class AuxiliaryLoss(nn.Module):
         self.loss = loss
         self.model = model
         self._layers = LayersInPlace()
-        self.scale: float = getattr(loss, "scale", 20.0)
-        """The loss's factor on cosines."""
+        self.scale: float = getattr(loss, "scale", SCALE_OF_UNIT_VECTORS)
+        """The loss's factor on similarities."""
         self.due: list[Kept] = []
         """Samples of earlier optimiser steps, replayed by every loss of this one."""
         self.fresh: list[Kept] = []
@@ -132,7 +141,10 @@ class AuxiliaryLoss(nn.Module):
         replayed = self._replay(again) if again else []
         rollouts = None
         if wants_rollouts(layers):
-            rollouts = Rollouts(cast("SentenceTransformer", self.model), layers, scale=self.scale)
+            similarity = getattr(self.loss, "similarity_fct", cos_sim)
+            rollouts = Rollouts(
+                cast("SentenceTransformer", self.model), layers, scale=self.scale, similarity=similarity
+            )
         with _collecting(again, self.fresh), nullcontext() if rollouts is None else rollouts.watching():
             loss = self.loss(features, labels)
         if isinstance(loss, dict):

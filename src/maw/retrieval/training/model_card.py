@@ -49,6 +49,7 @@ def write_model_card(
         "",
         *_types(settings.get("dtype")),
         *_prompts(settings.get("prompts")),
+        *_similarity(settings),
         "```python",
         f"{use}from sentence_transformers import SentenceTransformer\n",
         'model = SentenceTransformer("this folder")',
@@ -89,5 +90,16 @@ def _prompts(prompts: Mapping[str, str] | None) -> list[str]:
         return []
     return [
         f"In training {' and '.join(said)}; `encode_query` and `encode_document` of this folder put the same there.",
+        "",
+    ]
+
+
+def _similarity(settings: Mapping[str, Any]) -> list[str]:
+    """What was trained and is to be compared by, where that is known."""
+    if "similarity" not in settings:
+        return []
+    name = {"cosine": "cosine", "dot": "dot product"}[settings["similarity"]]
+    return [
+        f"Trained to compare vectors by {name} (in the loss times {settings['similarity_scale']:g}): compare by it.",
         "",
     ]

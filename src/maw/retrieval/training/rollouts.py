@@ -1,13 +1,14 @@
 """The retrieval reward: what the ranking loses or gains when a text is encoded with one depth alone.
 
-    r[b,m] = similarity_scale cos(rolled_out[b,m], partner[b])
-             - log sum_candidates exp(similarity_scale cos(rolled_out[b,m], candidate))                       (9)
+    r[b,m] = similarity_scale s(rolled_out[b,m], partner[b])
+             - log sum_candidates exp(similarity_scale s(rolled_out[b,m], candidate))                         (9)
 
-rolled_out[b,m] is the vector of text b when every MAW layer has all its weight on the m-th depth it chose for b. The
-candidates are the other side of the batch, as the training loss saw them: for a query all documents, hard negatives
-too; for a relevant document the queries. That of row b is the text's partner. What the loss leaves out because it is
-relevant is no candidate here either: a document relevant to the query, a query to which the document is relevant. Hard
-negatives have no partner; nothing is learned from their choices.
+rolled_out[b,m] is the vector of text b when every MAW layer has all its weight on the m-th depth it chose for b, and s
+the similarity of the training loss: cosine, or the dot product for a model that ranks by it. The candidates are the
+other side of the batch, as the training loss saw them: for a query all documents, hard negatives too; for a relevant
+document the queries. That of row b is the text's partner. What the loss leaves out because it is relevant is no
+candidate here either: a document relevant to the query, a query to which the document is relevant. Hard negatives have
+no partner; nothing is learned from their choices.
 
 The layers below the first one with MAW, if there are any, run once: their output is kept from the training forward and
 handed on. All texts of a column are rolled out in one forward without gradient, in evaluation mode.
@@ -17,13 +18,14 @@ Source: method.md section 4, (9).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from sentence_transformers.util import cos_sim
 from torch import Tensor, nn
 
 from maw.errors import MAWError
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Rollouts", "retrieval_reward", "wants_rollouts"]
 
 Column = dict[str, Any]
+Similarity = Callable[[Tensor, Tensor], Tensor]
 
 
 def wants_rollouts(layers: Sequence[DepthAttention]) -> bool:
@@ -51,6 +54,7 @@ def retrieval_reward(
     candidates: Float[Tensor, "candidates M"],
     *,
     scale: float,
+    similarity: Similarity = cos_sim,
     left_out: Bool[Tensor, "B candidates"] | None = None,
 ) -> Float[Tensor, "B G"]:
     """The log-likelihood of each text's partner among all candidates, for G vectors of each text.
@@ -58,7 +62,8 @@ def retrieval_reward(
     Args:
         rolled_out: G vectors a text, (B, G, M).
         candidates: the vectors of the other side, at least B; the partner of text b is in row b.
-        scale: the training loss's factor on cosines.
+        scale: the training loss's factor on similarities.
+        similarity: of every row of one matrix and every row of another.
         left_out: which candidates are none of which text, (B, candidates), never its partner; None leaves nothing out.
 
     Returns:
@@ -68,11 +73,11 @@ def retrieval_reward(
     [[0.0], [0.0]]
     """
     with torch.autocast(rolled_out.device.type, enabled=False):
-        score = scale * F.normalize(rolled_out.float(), dim=-1) @ F.normalize(candidates.float(), dim=-1).T
+        score = similarity(rolled_out.float().flatten(0, 1), candidates.float()).unflatten(0, rolled_out.shape[:2])
         own = torch.arange(len(rolled_out), device=score.device)
         if left_out is not None:
             score = score.masked_fill(left_out[:, None], -torch.inf)
-        return score.log_softmax(dim=-1)[own, :, own]
+        return (scale * score).log_softmax(dim=-1)[own, :, own]
 
 
 class Rollouts:
@@ -82,16 +87,24 @@ class Rollouts:
         model: the encoder; the loss calls it for a column of queries, and then for their relevant documents, alone or
             followed by hard negatives.
         layers: its MAW layers.
-        scale: the loss's factor on cosines.
+        scale: the loss's factor on similarities.
+        similarity: the loss's.
 
     Raises:
         MAWError: a wrapper hides the encoder (several processes, compilation), it is compiled, or its layers run twice
             (gradient checkpointing).
     """
 
-    def __init__(self, model: SentenceTransformer, layers: Sequence[DepthAttention], *, scale: float) -> None:
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        layers: Sequence[DepthAttention],
+        *,
+        scale: float,
+        similarity: Similarity = cos_sim,
+    ) -> None:
         _refuse_what_cannot_roll_out(model)
-        self.model, self.layers, self.scale = model, layers, scale
+        self.model, self.layers, self.scale, self.similarity = model, layers, scale, similarity
         host = carrying_host(model, "roll out")
         blocks = list(host.get_submodule(family_of(host).layers))  # ty: ignore[invalid-argument-type]
         first = next(place for place, block in enumerate(blocks) if maw_layers(block))
@@ -147,7 +160,7 @@ class Rollouts:
         for place, (others, masked) in enumerate([(documents, left_out), (queries, of_documents)]):
             choices = [_first_rows(*own[place], rows[0]) for own in self.chosen]
             found = self._roll_out(place, [choice for choice, _ in choices])
-            reward = retrieval_reward(found, others, scale=self.scale, left_out=masked)
+            reward = retrieval_reward(found, others, scale=self.scale, similarity=self.similarity, left_out=masked)
             for own, layer, (choice, entropy) in zip(losses, self.layers, choices, strict=True):
                 whole = reward if entropy is None else entropy + layer.config.retrieval_weight * reward
                 own.append(layer.settle(choice, whole))

@@ -26,6 +26,8 @@ class TrainingSettings:
         negative_margin: they score at least this share less than the query's best-scored relevant document, by BM25 or
             by the model as it is before training; None asks for no distance.
         negative_files: the files of "given" (`NegativeSettings.files`); none takes those that came with the data.
+        similarity_scale: the loss's factor on the similarity that the model ranks with; None is 20 for cosines, 1 for
+            dot products of vectors that have no unit length.
         dev_documents: what the dev split is searched in during training.
         query_prompt, document_prompt: what stands before every query and every document, in training and, saved with
             the model, wherever it is used; None keeps the model's own.
@@ -43,7 +45,7 @@ class TrainingSettings:
     max_length: int = 128
     warmup_share: float = 0.1
     weight_decay: float = 0.01
-    similarity_scale: float = 20.0
+    similarity_scale: float | None = None
     positives_per_query: int | None = None
     hard_negatives: int = 0
     negatives: Literal["bm25", "model", "given"] = "bm25"
@@ -74,8 +76,9 @@ class TrainingSettings:
             raise MAWError(f"dtype must be one of {', '.join(TYPES)}, got {self.dtype!r}")
         self._check_negatives()
         for name in ("learning_rate", "similarity_scale"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise MAWError(f"{name} must be above 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise MAWError(f"{name} must be above 0, got {value}")
 
     def _check_negatives(self) -> None:
         margin = self.negative_margin

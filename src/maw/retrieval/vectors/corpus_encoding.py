@@ -25,8 +25,9 @@ from maw.io.checked import check_file
 from maw.io.failures import refuse_writing
 from maw.io.json import field, read_sealed
 from maw.retrieval.data.corpus_file import CorpusFile
-from maw.retrieval.identity import document_prompt, encoder_fingerprint, is_normalised
+from maw.retrieval.identity import document_prompt, encoder_fingerprint
 from maw.retrieval.processes import own_share
+from maw.retrieval.similarity import is_normalised
 from maw.retrieval.vectors.plan import Plan, begun_files, settle, shard_file
 from maw.retrieval.vectors.shard_encoder import Finished, Pace, ShardEncoder
 
