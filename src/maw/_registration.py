@@ -1,4 +1,6 @@
-"""Tell Transformers about the model type `maw` as soon as both packages are imported, whichever comes first.
+"""Tell other packages about MAW as soon as both are imported, whichever comes first.
+
+Transformers learns the model type `maw`; Sentence Transformers, what a model card says of loading it.
 
 Importing Transformers' model classes takes seconds, so `import maw` does not: it registers at once if they are there
 already, and otherwise when they are imported.
@@ -16,15 +18,16 @@ from types import ModuleType
 __all__ = ["register_model_type"]
 
 
-# Transformers' module: ours that registers itself at its end
+# another package's module: ours that registers itself at its end
 WAITING = {
     "transformers.models.auto.configuration_auto": "maw.hf.configuration",
     "transformers.models.auto.modeling_auto": "maw.hf.model",
+    "sentence_transformers.base.model_card": "maw.hf.cards",
 }
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Imports our module right after Transformers' module it waits for, then steps aside."""
+    """Imports our module right after the module it waits for, then steps aside."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -46,7 +49,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 def register_model_type() -> None:
-    """Register `maw` with Transformers now, or when it is imported."""
+    """Register with each package now, or when it is imported."""
     for name in list(WAITING):
         if name in sys.modules:
             importlib.import_module(WAITING.pop(name))

@@ -129,6 +129,9 @@ def attach(model: PreTrainedModel | SentenceTransformer, config: MAWConfig | Non
     wrapped = MAWModel.around(host, config)
     if _is_sentence_transformer(model):
         _transformer(model).model = wrapped
+        cast(
+            "Any", model
+        )._model_card_text = None  # that of the model without MAW, which would be saved beside this one
     return Attachment(wrapped, reports)
 
 

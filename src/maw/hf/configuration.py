@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -12,6 +15,12 @@ __all__ = ["MAWModelConfig"]
 
 OWN = frozenset({"adapter", "architectures", "auto_map", "backbone", "maw", "model_type", "transformers_version"})
 """What this config keeps itself. Whatever else is read, set or deleted is the host's, and is held there alone."""
+
+
+CODE = Path(__file__).with_name("modeling_maw.py")
+"""Goes into every saved folder: with `trust_remote_code=True` Transformers reads it, and it imports maw."""
+
+AUTO_MAP = {"AutoConfig": f"{CODE.stem}.MAWModelConfig", "AutoModel": f"{CODE.stem}.MAWModel"}
 
 
 class MAWModelConfig(PreTrainedConfig):
@@ -43,7 +52,8 @@ class MAWModelConfig(PreTrainedConfig):
         adapter: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs.pop("model_type", None)  # "maw", in a file
+        for name in ("model_type", "auto_map"):  # in a file; both are always the same
+            kwargs.pop(name, None)
         kwargs.pop("tensors", None)  # the file's, which `maw.hf.checksums` reads: not what will be saved
         own = {name: kwargs.pop(name) for name in OWN & kwargs.keys()}
         super().__init__(**own)
@@ -81,7 +91,16 @@ class MAWModelConfig(PreTrainedConfig):
         """What `config.json` holds; of the host, what its own file would hold."""
         host = self.backbone.to_diff_dict()
         host.pop("transformers_version", None)
-        return {**super().to_diff_dict(), "backbone": host}
+        return {**super().to_diff_dict(), "backbone": host, "auto_map": AUTO_MAP}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write `config.json`, and beside it the file that lets a process without `import maw` load the folder."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        shutil.copyfile(CODE, Path(save_directory) / CODE.name)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Nothing: Transformers would copy this module into each folder, and it cannot stand alone there."""
 
     # A setting that Transformers computes from others, such as `num_labels`, is computed here from the host's
 

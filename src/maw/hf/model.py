@@ -2,7 +2,8 @@
 
 A host that only had its layers changed would save MAW's weights and silently drop them on reload. A registered config
 and model class around it is the supported way: `AutoModel.from_pretrained` and `SentenceTransformer` find it by its
-model type, `maw`, once this package is imported.
+model type, `maw`, once this package is imported. Each folder has a small file that imports it, for who loads it with
+`trust_remote_code=True` instead.
 """
 
 from __future__ import annotations
@@ -171,6 +172,10 @@ class MAWModel(PreTrainedModel):
             note_tensors(Path(save_directory), kwargs)
 
     @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Nothing: Transformers would copy this module into each folder, and it cannot stand alone there."""
+
+    @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load a folder written by `save_pretrained`.
 
@@ -196,11 +201,11 @@ class MAWModel(PreTrainedModel):
 
 
 def _plain(adapter: Any) -> dict[str, Any]:
-    """A PEFT config as JSON values (it holds sets)."""
+    """A PEFT config as JSON values (it holds sets); not where its base model was: that is in the same folder."""
     return {
         name: sorted(value) if isinstance(value, set) else value
         for name, value in adapter.to_dict().items()
-        if value is not None
+        if value is not None and name != "base_model_name_or_path"
     }
 
 

@@ -12,6 +12,11 @@ from maw.io.escaping import visible
 
 __all__ = ["write_model_card"]
 
+LOADING = (
+    "This needs the package maw-attention (`pip install maw-attention`). `trust_remote_code=True` lets Transformers "
+    "run `modeling_maw.py` in this folder, which imports it; after `import maw` the model loads without."
+)
+
 
 def write_model_card(
     folder: Path,
@@ -35,7 +40,7 @@ def write_model_card(
         metrics: split to metric to mean.
     """
     licence = dataset.get("licence") or "not stated by its source"
-    use = "import maw\n" if maw is not None else ""
+    trusting = ", trust_remote_code=True" if maw is not None else ""
     lines = [
         "---",
         "library_name: sentence-transformers",
@@ -51,10 +56,11 @@ def write_model_card(
         *_prompts(settings.get("prompts")),
         *_similarity(settings),
         "```python",
-        f"{use}from sentence_transformers import SentenceTransformer\n",
-        'model = SentenceTransformer("this folder")',
+        "from sentence_transformers import SentenceTransformer\n",
+        f'model = SentenceTransformer("this folder"{trusting})',
         "```",
         "",
+        *([LOADING, ""] if maw is not None else []),
         "## Results",
         "",
     ]
