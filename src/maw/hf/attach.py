@@ -120,8 +120,8 @@ def attach(model: PreTrainedModel | SentenceTransformer, config: MAWConfig | Non
     host = _transformer(model).model if _is_sentence_transformer(model) else model
     if not isinstance(host, PreTrainedModel):
         raise MAWError(
-            f"attach needs a Transformers encoder or a SentenceTransformer, got {type(host).__name__}: "
-            "attach MAW before wrapping the encoder"
+            f"attach needs a Transformers encoder or a SentenceTransformer, got {type(host).__name__}: attach MAW "
+            "before wrapping the encoder (a CrossEncoder or SparseEncoder has a task head: not supported yet)"
         )
     if isinstance(host, MAWModel) or has_maw(host):
         raise MAWError("this model carries MAW already: call maw.detach(model) first")
@@ -248,7 +248,6 @@ def remove(host: PreTrainedModel) -> None:
         (interface if family_of(host).interface else mpnet).release(attention)
         del attention.maw
     unwatch(host)
-    host.__dict__.pop("save_pretrained", None)
 
 
 def _initial_views(layer: AttentionLayer, config: MAWConfig) -> Views:

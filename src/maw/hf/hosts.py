@@ -135,7 +135,9 @@ def find_layers(model: PreTrainedModel) -> list[AttentionLayer]:
     family = family_of(model)
     if model.base_model is not model:
         raise MAWError(
-            f"{type(model).__name__} has a task head: attach MAW to its encoder alone, `.{model.base_model_prefix}`"
+            f"{type(model).__name__} has a task head, and a task model cannot be saved with MAW yet: attach MAW to an "
+            "encoder without a head, such as AutoModel.from_pretrained loads (attached to "
+            f"`.{model.base_model_prefix}` it computes, and the task model then refuses to be saved)"
         )
     if getattr(model.config, "is_decoder", False):
         raise MAWError(

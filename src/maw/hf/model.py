@@ -8,6 +8,7 @@ model type, `maw`, once this package is imported. Each folder has a small file t
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from maw.config import MAWConfig
 from maw.errors import MAWError
-from maw.hf.attach import insert
+from maw.hf.attach import has_maw, insert
 from maw.hf.checksums import check_tensors, note_tensors
 from maw.hf.configuration import MAWModelConfig
 from maw.hf.folders import CHECKSUMS
@@ -63,11 +64,10 @@ class MAWModel(PreTrainedModel):
 
     @classmethod
     def around(cls, backbone: PreTrainedModel, maw: MAWConfig) -> MAWModel:
-        """A model around a host that already carries MAW; the host itself then refuses to be saved alone."""
+        """A model around a host that already carries MAW; saved alone, the host would lose it (`refuse_to_lose`)."""
         model = cls(MAWModelConfig(backbone=backbone.config, maw=maw.to_dict()), backbone)
         model.train(backbone.training)
         model.name_or_path = backbone.name_or_path
-        object.__setattr__(backbone, "save_pretrained", _refuse_to_save_alone)
         return model
 
     def init_weights(self) -> None:
@@ -209,11 +209,39 @@ def _plain(adapter: Any) -> dict[str, Any]:
     }
 
 
-def _refuse_to_save_alone(*args: Any, **kwargs: Any) -> None:
+# Everything but `MAWModel` is saved by its own class, which knows nothing of MAW: the folder would be written, and be
+# loaded without MAW or with a new encoder, with no more than a warning among others
+
+
+def refuse_to_lose(model: PreTrainedModel) -> None:
+    """Raise where a folder that `model` is saved into would lose MAW.
+
+    Raises:
+        MAWError: it is a host that carries MAW, or holds one, such as a task model.
+    """
+    if isinstance(model, MAWModel) or not has_maw(model):
+        return
+    kind = type(model).__name__
+    if model.base_model is model and not any(isinstance(part, MAWModel) for part in model.modules()):
+        raise MAWError(
+            "this encoder carries MAW in its layers; saved alone it would lose it on reload: "
+            "save the model that maw.attach returned (`attachment.model.save_pretrained(folder)`), or detach MAW first"
+        )
     raise MAWError(
-        "this encoder carries MAW in its layers; saved alone it would lose it on reload: "
-        "save the model that maw.attach returned (`attachment.model.save_pretrained(folder)`), or detach MAW first"
+        f"this {kind} holds MAW in its encoder and cannot be saved with it yet: what is loaded from its folder would "
+        "have lost MAW, or the whole encoder. Save the encoder that maw.attach returned "
+        "(`attachment.model.save_pretrained(folder)`) and the head by torch.save, or take MAW out first (maw.detach)"
     )
 
 
+def _refusing(save: Any) -> Any:
+    @functools.wraps(save)
+    def save_pretrained(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        refuse_to_lose(self)
+        return save(self, *args, **kwargs)
+
+    return save_pretrained
+
+
+setattr(PreTrainedModel, "save_pretrained", _refusing(PreTrainedModel.save_pretrained))  # noqa: B010 (for types)
 AutoModel.register(MAWModelConfig, MAWModel, exist_ok=True)
