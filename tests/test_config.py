@@ -38,7 +38,7 @@ BAD = [
     *[("reward", bad, "'entropy'") for bad in ("accuracy", None)],
     *[("mechanism", bad, "'maw'") for bad in ("ia3", None)],
     *[("noise", bad, "at least 0") for bad in (-1e-9, NAN, None)],
-    *[(name, bad, "True or False") for name in ("calibrate", "depth_baseline") for bad in (1, None)],
+    *[(name, bad, "true or false") for name in ("calibrate", "depth_baseline") for bad in (1, None)],
     *[("tau_start", bad, "above 0") for bad in (0, -1.0, NAN, "5", True)],
     *[("retrieval_weight", bad, "at least 0") for bad in (-1e-9, NAN, None)],
     *[("logit_dropout", bad, "at least 0") for bad in (-0.1, NAN, None)],

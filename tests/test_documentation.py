@@ -254,7 +254,10 @@ ROOMS = [
     {"inspection"},
     {"benchmark"},
     {"display"},
-    {"__main__", "cli", "commands", "help", "options", "output", "train_command", "vector_commands", "vector_options"},
+    {
+        *("__main__", "cli", "commands", "help", "options", "output", "spelling"),
+        *("train_command", "vector_commands", "vector_options"),
+    },
 ]
 LIGHT = {"torch", "numpy", "jaxtyping"}
 EXTRA = {"io": {"filelock"}, "kernels": {"triton"}}

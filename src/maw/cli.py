@@ -195,7 +195,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with escaped_notices():
             return _run(given)
     except MAWError as error:
-        complain(f"maw: {error}")
+        from maw.spelling import as_typed
+
+        complain(f"maw: {as_typed(str(error), COMMANDS.get(given[0]) if given else None)}")
         return 2
     except BrokenPipeError:  # head has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

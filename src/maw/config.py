@@ -165,7 +165,7 @@ class MAWConfig:
         self._check_updates()
         for name in ("train_views", "depth_baseline", "calibrate"):
             if not isinstance(getattr(self, name), bool):
-                raise MAWError(f"{name} must be True or False, got {getattr(self, name)!r}")
+                raise MAWError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.scale is not None:
             _check_number("scale", self.scale, above=0.0)
         if self.tau_start is not None:

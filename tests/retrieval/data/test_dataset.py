@@ -385,7 +385,7 @@ def test_a_cap_chooses_by_seed_and_keeps_the_order():
 
 def test_asking_for_what_is_not_there():
     data = toy({"t": ["d"]}, ["x"])
-    with pytest.raises(MAWError, match="per_query must be at least 1, got 0"):
+    with pytest.raises(MAWError, match="at least 1 relevant document a query must be taken, got 0"):
         data.training_pairs(per_query=0)
     with pytest.raises(MAWError, match="wanted the split 'val', but the splits are train, dev, test"):
         data.evaluation_split("val")

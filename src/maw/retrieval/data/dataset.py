@@ -222,7 +222,9 @@ class RetrievalDataset:
         [('a', 'd')]
         """
         if per_query is not None and per_query < 1:
-            raise MAWError(f"per_query must be at least 1, got {per_query}: leave it out to take all of them")
+            raise MAWError(
+                f"at least 1 relevant document a query must be taken, got {per_query}: leave the limit out to take all"
+            )
         pairs = []
         for query, grades in self.judgements(TRAIN).items():
             kept = relevant(grades)

@@ -82,7 +82,7 @@ class Tokeniser:
         if not isinstance(module, Transformer) or "text" not in module.modality_config:
             raise MAWError(
                 f"wanted a model that begins with a transformer for texts, got {type(module).__name__}: this one "
-                "can only be encoded in memory, by maw.retrieval.ranking.dense"
+                "can only be encoded in memory, as maw evaluate does"
             )
         self.module = copy.copy(module)
         self.module.__dict__ = {**module.__dict__, "_modules": {}, "model": SimpleNamespace(config=module.config)}
@@ -106,7 +106,7 @@ class Tokeniser:
             raise MAWError(
                 f"wanted inputs of one number a token ({', '.join(self.filling)}) and a mask, got "
                 f"{', '.join(sorted(made))} for {kind}: this model "
-                "can only be encoded in memory, by maw.retrieval.ranking.dense"
+                "can only be encoded in memory, as maw evaluate does"
             )
         lengths = np.array([len(row) for row in mask], dtype=np.int64)
         values = {name: _flat(rows) for name, rows in made.items()}
