@@ -24,6 +24,7 @@ import argparse
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import random
@@ -105,10 +106,10 @@ def _subject(name: str) -> subjects.Subject:
 class Bench:
     """The subjects in a folder, and what the undamaged ones give."""
 
-    def __init__(self, base: Path, limit: float = 20.0) -> None:
+    def __init__(self, base: Path, limit: float = 20.0, work: Path | None = None) -> None:
         self.base, self.limit = base, limit
         self.expected: dict[tuple[str, int], Any] = {}
-        self.work = base.with_name(f"{base.name}-case")
+        self.work = base.with_name(f"{base.name}-case") if work is None else work
 
     def right(self, subject: subjects.Subject, command: int) -> Any:
         """What the undamaged one gives."""
@@ -281,30 +282,57 @@ def fresh(bench: Bench, case: Case) -> str:
     return "said" if done.returncode == 2 and "maw: " in done.stderr else "traceback"
 
 
-def run_cases(bench: Bench, chosen: Sequence[Case], report: Any = None) -> Iterator[Outcome]:
-    """Run cases; `report` gets each outcome."""
-    for case in chosen:
-        outcome = bench.run(case)
-        if report is not None:
-            report(outcome)
+def run_cases(bench: Bench, chosen: Sequence[Case], processes: int = 1) -> Iterator[Outcome]:
+    """Run cases, shared among so many processes with a folder each; outcomes come as they are ready."""
+    context = multiprocessing.get_context("fork")
+    ready: Any = context.Queue()
+
+    def work(number: int) -> None:
+        own = Bench(bench.base, bench.limit, bench.work.with_name(f"{bench.work.name}-{number}"))
+        for case in chosen[number::processes]:
+            try:
+                ready.put(own.run(case))
+            except BaseException:
+                ready.put(traceback.format_exc())
+                raise
+        shutil.rmtree(own.work, ignore_errors=True)
+
+    workers = [context.Process(target=work, args=(number,)) for number in range(processes)]
+    for worker in workers:
+        worker.start()
+    for _ in chosen:
+        outcome = ready.get()
+        if isinstance(outcome, str):
+            for worker in workers:
+                worker.terminate()
+            raise RuntimeError(outcome)
         yield outcome
+    for worker in workers:
+        worker.join()
 
 
-def table(outcomes: Sequence[dict[str, Any]], by: str) -> str:
-    """Counts as a Markdown table: a line a subject, or a kind of damage."""
+def _counts(outcomes: Sequence[dict[str, Any]], by: str) -> dict[str, Counter[str]]:
+    """Name -> verdict -> cases, by subject or by kind of damage."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for outcome in outcomes:
         counts[outcome["case"]["subject"] if by == "subject" else outcome["kind"]][outcome["verdict"]] += 1
-    columns = [verdict for verdict in (*GOOD, *FAULTS) if any(count[verdict] for count in counts.values())]
-    columns = list(dict.fromkeys([*columns, *FAULTS]))
-    lines = [f"| {by} | cases | {' | '.join(columns)} |", "|---" + "|---:" * (1 + len(columns)) + "|"]
-    whole: Counter[str] = Counter()
-    for name in sorted(counts) if by != "subject" else counts:
-        whole.update(counts[name])
-        cells = " | ".join(str(counts[name][column]) for column in columns)
-        lines.append(f"| {name} | {counts[name].total()} | {cells} |")
-    lines.append(f"| all | {whole.total()} | {' | '.join(str(whole[column]) for column in columns)} |")
-    return "\n".join(lines)
+    return counts if by == "subject" else {name: counts[name] for name in sorted(counts)}
+
+
+def table(outcomes: Sequence[dict[str, Any]], by: str, before: Sequence[dict[str, Any]] = ()) -> str:
+    """Counts as a Markdown table: a line a subject or a kind of damage, with the faults of an earlier run first."""
+    counts, earlier = _counts(outcomes, by), _counts(before, by)
+    columns = [verdict for verdict in GOOD if any(count[verdict] for count in counts.values())]
+    names = [*(["cases before", *FAULTS] if before else []), "cases", *FAULTS, *columns]
+    lines = [f"| {by} | {' | '.join(names)} |", "|---" + "|---:" * len(names) + "|"]
+
+    def row(name: str, old: Counter[str], new: Counter[str]) -> str:
+        cells = [old.total(), *(old[one] for one in FAULTS)] if before else []
+        return f"| {name} | {' | '.join(map(str, [*cells, new.total(), *(new[one] for one in (*FAULTS, *columns))]))} |"
+
+    lines += [row(name, earlier.get(name, Counter()), counts[name]) for name in counts]
+    whole = [sum((Counter(found) for found in each.values()), Counter()) for each in (earlier, counts)]
+    return "\n".join([*lines, row("all", *whole)])
 
 
 def main() -> None:
@@ -312,10 +340,12 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=2200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fresh", type=int, default=40)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--limit", type=float, default=20.0)
     parser.add_argument("--only", help="subjects with this in their name")
     parser.add_argument("--base", type=Path, help="a folder with subjects that were made before")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--before", type=Path, help="the --output of an earlier run, to show beside this one")
     arguments = parser.parse_args()
     room = 8 * 2**30  # sizes in damaged files must not take the machine's memory
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
@@ -334,7 +364,7 @@ def main() -> None:
         start = time.monotonic()
         chosen = cases(arguments.cases, arguments.seed, arguments.only)
         outcomes = []
-        for outcome in run_cases(bench, chosen):
+        for outcome in run_cases(bench, chosen, arguments.processes):
             outcomes.append(asdict(outcome))
             if outcome.verdict in FAULTS or (outcome.verdict == "said" and not outcome.named):
                 case = outcome.case
@@ -344,6 +374,7 @@ def main() -> None:
                 )
                 sys.stdout.flush()
         seconds = time.monotonic() - start
+        outcomes.sort(key=lambda outcome: outcome["case"]["number"])
         draw = random.Random(arguments.seed)
         again = draw.sample(chosen, min(arguments.fresh, len(chosen)))
         alone = [fresh(bench, case) for case in again]
@@ -352,8 +383,9 @@ def main() -> None:
             for case, verdict in zip(again, alone, strict=True)
             if verdict != outcomes[chosen.index(case)]["verdict"]
         ]
+    before = json.loads(arguments.before.read_text())["outcomes"] if arguments.before is not None else ()
     for by in ("subject", "damage"):
-        print(table(outcomes, by), end="\n\n")
+        print(table(outcomes, by, before), end="\n\n")
     unnamed = sum(outcome["verdict"] == "said" and not outcome["named"] for outcome in outcomes)
     print(f"{len(outcomes)} cases in {seconds:.0f} s; {unnamed} messages do not name the file or its folder")
     print(f"{len(again)} in fresh processes, other verdicts: {differing}")

@@ -92,7 +92,7 @@ def results(copy: Path, _: Path, __: str) -> Any:
     whole = json.loads((copy / "results.json").read_text())
     rows = [{name: row[name] for name in ("variant", "seed", "split", "metrics", "findings")} for row in whole["rows"]]
     kept = ("dataset", "settings", "earlier", "comparisons", "depth_usage", "verdict", "finished", "started")
-    moved = {name: value for name, value in json.loads((copy / "moved.json").read_text()).items() if name != "sha256"}
+    moved = {name: value for name, value in json.loads((copy / "moved.json").read_text()).items() if name != "checksum"}
     return [rows, moved, {name: whole[name] for name in kept}]
 
 
@@ -156,8 +156,8 @@ def no_board(path: Path) -> bool:
 
 
 def of_benchmark(path: Path) -> bool:
-    """Not the models, which are read by other commands, and as models are damaged above."""
-    return no_board(path) and path.name != "report.html"
+    """Not the models, which are read by other commands, and as models are damaged above; not what is for people."""
+    return no_board(path) and path.name != "report.html" and "models" not in path.parts
 
 
 SUBJECTS = (

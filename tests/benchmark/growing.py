@@ -20,6 +20,7 @@ from maw.benchmark import report
 from maw.benchmark.plan import Benchmark, PlannedRun, planned_runs
 from maw.benchmark.runner import Runner
 from maw.benchmark.variants import VARIANTS, Variant
+from maw.io.json import sealed
 from maw.retrieval.ranking.runs import Run, read_run, write_run
 
 STEPS = 50
@@ -120,7 +121,7 @@ def _perturbed(runner: Runner, run: PlannedRun, kept: dict[tuple[str, str], Run]
     usage = state["depth_usage"]
     for kind in ("query", "document") if usage else ():
         usage[kind] = [_shares(layer, rng) for layer in usage[kind]]
-    (folder / "state" / f"{run.name}.json").write_text(json.dumps(state))
+    (folder / "state" / f"{run.name}.json").write_text(json.dumps(sealed(state | {"files": {}})))
     lines = [json.loads(line) for line in (folder / "logs" / f"{source}.jsonl").read_text().splitlines()]
     grown = [_line(lines[step * len(lines) // STEPS], step + 1, rng) for step in range(STEPS)]
     (folder / "logs" / f"{run.name}.jsonl").write_text("\n".join(json.dumps(line) for line in grown) + "\n")

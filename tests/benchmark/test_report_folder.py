@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import growing
 import pytest
@@ -12,10 +13,12 @@ import pytest
 from maw.benchmark.folder import read_folder
 from maw.benchmark.per_query import read_per_query
 from maw.benchmark.report import write_report
+from maw.benchmark.runner import Runner
 from maw.benchmark.statistics import bootstrap_interval
 from maw.benchmark.tables import findings, headline
 from maw.cli import main
 from maw.errors import MAWError
+from maw.io.json import sealed
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def test_the_table_has_the_intervals_of_the_values(folder):
         ("per_query.parquet", None, "per-query values need per_query.parquet", "["),
         ("per_query.parquet", b"no", "per_query.parquet must be a Parquet file", "["),
         ("moved.json", None, "There is no moved.json (a benchmark writes it when it is finished", "what has the"),
-        ("moved.json", b"{", "moved.json could not be read (JSONDecodeError", "what has the"),
+        ("moved.json", b"{", "moved.json is damaged: it is no JSON", "what has the"),
         ("moved.json", b'{"schema": 9}', "moved.json has schema 9, wanted 1", "what has the"),
         ("moved.json", b'{"schema": 1, "comparisons": [{}]}', "moved.json could not be read (KeyError", "what has the"),
     ],
@@ -130,7 +133,7 @@ def test_usage_of_another_form_is_left_out(folder):
     (good,) = results["depth_usage"]
     for bad in ("much", [3], [{**good, "variant": 1}], [{**good, "layers": [0]}], [{**good, "query": [["x"]]}]):
         results["depth_usage"] = bad
-        (folder / "results.json").write_text(json.dumps(results))
+        (folder / "results.json").write_text(json.dumps(sealed(results)))
         assert read_folder(folder).usage == []
     said = words(folder)
     assert "Usage by kind of input, queries and documents, was not measured in this folder" in said
@@ -142,7 +145,7 @@ def test_several_environments_are_a_table(folder):
     results["environments"].append({**results["environments"][0], "torch": "2.0"})
     results["rows"][0]["environment"] = 1
     results["mixture"] = "They differ in torch."
-    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "results.json").write_text(json.dumps(sealed(results)))
     said = words(folder)
     assert "They differ in torch." in said
     assert "1 (4 runs)" in said or "1 (3 runs)" in said
@@ -174,3 +177,56 @@ def test_findings_are_grouped_by_name_alarms_first():
     assert [one["name"] for one in found] == ["below untuned", "uniform hedging"]
     assert [(one["variant"], one["seeds"], one["runs"]) for one in found[0]["places"]] == [("a", 1, 2), ("b", 1, 1)]
     assert [(one["variant"], one["seeds"], one["layer"]) for one in found[1]["places"]] == [("a", 2, 0)]
+
+
+def edited(path):
+    """Another digit somewhere in a file, which keeps its size and stays JSON."""
+    text = path.read_text(encoding="utf-8")
+    place = re.search(r"0\.\d+", text).end() - 1
+    path.write_text(f"{text[:place]}{(int(text[place]) + 1) % 10}{text[place + 1 :]}", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, r"results\.json was changed after it was written: .* take the line with .checksum. out"),
+        ("[" * 100_000, r"results\.json is damaged: .* inside one another"),
+        ('{"schema": 1, "schema": 1}', 'the key "schema" comes twice'),
+    ],
+)
+def test_edited_results_are_refused(folder, capsys, content, said):
+    if content is None:
+        edited(folder / "results.json")
+    else:
+        (folder / "results.json").write_text(content)
+    assert main(["report", str(folder)]) == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["per_query.parquet", "moved.json", "maw-full-seed0.jsonl", "dense-full-seed0.jsonl"])
+def test_an_edited_part_is_left_out_of_the_report_which_says_so(folder, name):
+    path = folder / name if not name.endswith(".jsonl") else folder / "logs" / name
+    if path.suffix == ".parquet":
+        data = bytearray(path.read_bytes())
+        data[200] ^= 1
+        path.write_bytes(data)
+    else:
+        edited(path)
+    assert f"{name} was changed after" in words(folder)
+
+
+@pytest.mark.parametrize("name", ["benchmark.json", "state/bm25.json", "state/maw-full-seed0.json"])
+def test_a_benchmark_does_not_go_on_with_an_edited_file(small_benchmark, tmp_path, name):
+    folder = shutil.copytree(small_benchmark.output, tmp_path / "out", ignore=shutil.ignore_patterns("models"))
+    path = folder / name
+    for content in ("[" * 100_000, "null", "{", path.read_text().replace("0", "1", 1)):
+        path.write_text(content)
+        with pytest.raises(MAWError, match=rf"{path.name} (is damaged|was changed after it was written)"):
+            Runner(replace(small_benchmark, output=folder)).go()
+
+
+def test_a_benchmark_does_not_go_on_with_edited_rankings(small_benchmark, tmp_path):
+    folder = shutil.copytree(small_benchmark.output, tmp_path / "out", ignore=shutil.ignore_patterns("models"))
+    edited(folder / "runs" / "bm25-test.trec")
+    with pytest.raises(MAWError, match=r"bm25-test\.trec is damaged: .* Delete .*bm25\.json and give the same"):
+        Runner(replace(small_benchmark, output=folder)).go()

@@ -12,6 +12,7 @@ import growing
 import pytest
 
 from maw.benchmark.report import write_report
+from maw.io.json import sealed
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -44,7 +45,7 @@ def reports(small_benchmark, large, tmp_path_factory) -> dict[str, Path]:
     rows = [row for row in results["rows"] if row["seed"] in (None, 0)][:5]
     comparisons: list[Any] = []
     results |= {"finished": False, "rows": rows, "comparisons": comparisons, "verdict": "Nothing yet."}
-    (killed / "results.json").write_text(json.dumps(results))
+    (killed / "results.json").write_text(json.dumps(sealed(results)))
     (killed / "moved.json").unlink()
     log = killed / "logs" / "maw-full-seed0.jsonl"
     log.write_text(log.read_text()[:-200])
@@ -59,7 +60,7 @@ def reports(small_benchmark, large, tmp_path_factory) -> dict[str, Path]:
         del results[name]
     for row in results["rows"]:
         del row["findings"], row["selector"]
-    (older / "results.json").write_text(json.dumps(results))
+    (older / "results.json").write_text(json.dumps(sealed(results)))
     (older / "moved.json").unlink()
     (older / "per_query.parquet").write_bytes(b"no parquet")
     made = {folder.name: write_report(folder) for folder in (killed, begun, older)}

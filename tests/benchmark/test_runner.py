@@ -20,6 +20,7 @@ from maw.benchmark.runner import Runner
 from maw.benchmark.tables import result_tables
 from maw.cli import main
 from maw.errors import MAWError
+from maw.io.json import sealed
 
 SMALL = ["--batch-size", "5", "--epochs", "1", "--max-length", "16", "--device", "cpu", "--maw-depth-dim", "8"]
 
@@ -158,14 +159,14 @@ def test_runs_of_another_environment_are_marked_and_another_kind_of_device_is_re
     state = tmp_path / "b" / "state" / "bm25.json"
     changed = json.loads(state.read_text())
     changed["environment"]["torch"] = "2.0"
-    state.write_text(json.dumps(changed))
+    state.write_text(json.dumps(sealed(changed)))
     results = Runner(benchmark).go()
     assert results["mixture"].startswith("These runs were made in environments that differ in torch (2.0, ")
     assert results["verdict"].startswith(results["mixture"])
     assert sorted(row["environment"] for row in results["rows"]) == [0, 1]
     assert results["mixture"] in (tmp_path / "b" / "report.html").read_text()
     marker = tmp_path / "b" / "benchmark.json"
-    marker.write_text(json.dumps({**json.loads(marker.read_text()), "device": "cuda"}))
+    marker.write_text(json.dumps(sealed({**json.loads(marker.read_text()), "device": "cuda"})))
     with pytest.raises(MAWError, match="holds a benchmark with other device"):
         Runner(benchmark)
 

@@ -7,7 +7,6 @@ Everything else may be missing or damaged, and is then left out with a note.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,16 @@ from typing import Any
 from maw.benchmark import formats, moved
 from maw.benchmark.depths import Usage
 from maw.benchmark.per_query import PerQuery, read_per_query
+from maw.benchmark.states import PER_QUERY
 from maw.benchmark.training_logs import Log, read_logs, shares
 from maw.errors import MAWError
+from maw.io.checked import checksum
+from maw.io.json import SEAL, check_seal, read_json, read_sealed
 
 __all__ = ["SCHEMA", "Folder", "read_folder"]
 
 SCHEMA = 1
+REMEDY = "Run `maw benchmark` on this folder again to write it anew"
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,14 @@ def read_folder(folder: Path) -> Folder:
         MAWError: the folder is missing, or its `results.json` is not what `maw benchmark` writes.
     """
     results = _read_results(folder)
-    logs, notes = read_logs(folder / "logs")
+    changed = _changed(folder, results.get("files"))
+    logs, notes = read_logs(folder / "logs", [Path(name).name for name in changed])
+    notes += [f"{Path(name).name} {why}: it is left out." for name, why in changed.items() if name.startswith("logs/")]
     values: PerQuery = {}
     if results["rows"]:
         try:
+            if PER_QUERY in changed:
+                raise MAWError(f"{PER_QUERY} {changed[PER_QUERY]}")
             values = read_per_query(folder / "per_query.parquet")
         except MAWError as error:
             notes.append(f"{error}: intervals of the metrics and the comparison query by query are left out.")
@@ -65,6 +72,18 @@ def read_folder(folder: Path) -> Folder:
         notes.append(problem)
     usage = _read_usage(results.get("depth_usage"))
     return Folder(results, logs, values, kept, documents, usage, notes)
+
+
+def _changed(folder: Path, files: object) -> dict[str, str]:
+    """Which files are not those that the results were written with, and why."""
+    found = {}
+    for name, digest in files.items() if isinstance(files, dict) else ():
+        path = folder / name
+        if not path.is_file():
+            found[name] = "is missing"
+        elif checksum(path) != digest:
+            found[name] = "was changed after the results were written"
+    return found
 
 
 # results.json
@@ -82,7 +101,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
         raise MAWError(
             f"a report needs results.json, got {str(folder)!r} without one: name a folder `maw benchmark` wrote"
         )
-    results = _read_json(path)
+    results = read_json(path, REMEDY)
     if not isinstance(results, dict) or "schema" not in results:
         raise _not_ours(path, "an object with `schema`", results)
     if results["schema"] != SCHEMA or isinstance(results["schema"], bool):
@@ -90,6 +109,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
             f"{str(path)!r} must have schema {SCHEMA}, got {results['schema']!r}: make the report with the version of "
             "maw that wrote the results"
         )
+    results = check_seal(results, path, f'If the change is meant, take the line with "{SEAL}" out. Else {REMEDY}')
     for name in ("dataset", "model", "settings", "maw", "environment", "data"):
         if not isinstance(results.get(name) or {}, dict):
             raise _not_ours(path, f"an object as `{name}`", results[name])
@@ -110,9 +130,7 @@ def _read_results(folder: Path) -> dict[str, Any]:
 
 def _without_rows(marker: Path) -> dict[str, Any]:
     """The results of a benchmark that was stopped before its first one."""
-    started = _read_json(marker)
-    if not isinstance(started, dict):
-        raise _not_ours(marker, "an object", started)
+    started = read_sealed(marker, REMEDY)
     data, maw = started.get("data"), started.get("maw")
     return {
         "schema": SCHEMA,
@@ -129,15 +147,6 @@ def _without_rows(marker: Path) -> dict[str, Any]:
         "rows": [],
         "comparisons": [],
     }
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise MAWError(
-            f"{str(path)!r} must be JSON, got {error}: run `maw benchmark` on this folder again to write it anew"
-        ) from None
 
 
 def _not_ours(path: Path, wanted: str, got: object) -> MAWError:
@@ -176,7 +185,7 @@ def _read_moved(path: Path) -> tuple[dict[tuple[str, str, str, str], dict[str, A
         finished = "a benchmark writes it when it is finished; an older one does when its command is given again"
         return {}, {}, f"There is no {path.name} ({finished}): {without}"
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        whole = read_sealed(path, "Run `maw benchmark` on this folder again")
         if whole["schema"] != moved.SCHEMA:
             return {}, {}, f"{path.name} has schema {whole['schema']!r}, wanted {moved.SCHEMA}: {without}"
         kept = {(one["variant"], one["baseline"], one["split"], one["metric"]): one for one in whole["comparisons"]}
@@ -184,6 +193,8 @@ def _read_moved(path: Path) -> tuple[dict[tuple[str, str, str, str], dict[str, A
             for query in one["queries"]:
                 moved.check_entry(query)
         documents = {str(name): str(text) for name, text in whole["documents"].items()}
+    except MAWError as error:
+        return {}, {}, f"{error}. Until then {without}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return {}, {}, f"{path.name} could not be read ({type(error).__name__}: {error}): {without}"
     return kept, documents, None

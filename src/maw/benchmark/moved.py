@@ -6,13 +6,12 @@ benchmark is finished. The file has texts of the data set: it is as free to pass
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maw.benchmark.per_query import Pair, PerQuery, pair, read_per_query
-from maw.io.atomic import write_text
+from maw.io.atomic import write_json
 
 if TYPE_CHECKING:
     from maw.retrieval.data.dataset import RetrievalDataset
@@ -47,7 +46,7 @@ def write_moved(folder: Path, comparisons: Sequence[Mapping[str, Any]], dataset:
     }
     texts = {document: cut(dataset.documents[document]) for document in sorted(shown) if document in dataset.documents}
     whole = {"schema": SCHEMA, "comparisons": entries, "documents": texts}
-    write_text(folder / FILE, json.dumps(whole, indent=1, ensure_ascii=False))
+    write_json(folder / FILE, whole)
 
 
 def cut(text: str) -> str:

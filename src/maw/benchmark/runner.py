@@ -27,10 +27,12 @@ from maw.benchmark.results import (
     verdict,
     write_per_query,
 )
-from maw.benchmark.states import finished_runs, read_states, state_file
+from maw.benchmark.states import PER_QUERY, check_runs, finished_runs, kept_files, read_states, state_file
 from maw.benchmark.usage import depth_usage
 from maw.errors import MAWError
-from maw.io.atomic import write_text
+from maw.io.atomic import write_json
+from maw.io.checked import checksum
+from maw.io.json import field, read_sealed
 from maw.io.locks import LOCK, alone_in
 from maw.retrieval.evaluation.assessment import dense_rankings
 from maw.retrieval.evaluation.measures import Evaluation, default_measures, evaluate
@@ -153,13 +155,19 @@ class Runner:
             "environment": describe_environment(self.device),
             "metrics": {},
             "per_query": {},
+            "files": {},
         }
         for split, ranking in found.items():
             evaluation = self._evaluate(split, ranking)
             state["metrics"][split], state["per_query"][split] = evaluation.means, evaluation.per_query
             (self.folder / "runs").mkdir(exist_ok=True)
-            write_run(self.folder / "runs" / f"{run.name}-{split.replace('/', '-')}.trec", ranking, run.name)
-        write_text(state_file(self.folder, run), json.dumps(state))
+            path = self.folder / "runs" / f"{run.name}-{split.replace('/', '-')}.trec"
+            write_run(path, ranking, run.name)
+            state["files"][path.relative_to(self.folder).as_posix()] = checksum(path)
+        log = self.folder / "logs" / f"{run.name}.jsonl"
+        if log.is_file():
+            state["files"][log.relative_to(self.folder).as_posix()] = checksum(log)
+        write_json(state_file(self.folder, run), state)
 
     def _tune(self, run: PlannedRun) -> tuple[dict[str, Ranking], Cost, dict[str, Any]]:
         from maw.benchmark.tuning import save_model, tune
@@ -224,7 +232,7 @@ class Runner:
         """Raise unless the folder is empty, absent, or this very benchmark's."""
         marker = self.folder / MARKER
         if marker.is_file():
-            started = json.loads(marker.read_text(encoding="utf-8"))
+            started = self._started()
             different = sorted(key for key in self.identity if self.identity[key] != started.get(key))
             if different:
                 raise MAWError(
@@ -235,11 +243,18 @@ class Runner:
             raise MAWError(f"{self.folder} is not empty and not a benchmark's folder: give another --output")
         finished_runs(self.folder)
 
+    def _started(self) -> dict[str, Any]:
+        """What the folder's benchmark is."""
+        remedy = f"Give another --output, or delete {self.folder} to start anew"
+        started = read_sealed(self.folder / MARKER, remedy)
+        field(started, "started", str, self.folder / MARKER, remedy)
+        return started
+
     def _start_folder(self) -> None:
         try:
             begun = {**self.identity, "started": _now(), "command": self.command}
             if not (self.folder / MARKER).is_file():
-                write_text(self.folder / MARKER, json.dumps(begun, indent=1))
+                write_json(self.folder / MARKER, begun)
             (self.folder / "state").mkdir(exist_ok=True)
         except OSError as error:
             raise MAWError(f"cannot write to {self.folder}: {error.strerror}; give another --output") from error
@@ -259,7 +274,7 @@ class Runner:
             "schema": SCHEMA,
             "command": self.command,
             "finished": not self.pending(),
-            "started": json.loads((self.folder / MARKER).read_text(encoding="utf-8"))["started"],
+            "started": self._started()["started"],
             "written": _now(),
             "preset": self.benchmark.preset,
             "dataset": {
@@ -285,9 +300,11 @@ class Runner:
             "data": dict(self.dataset.checksums),
             "seconds": sum(state["seconds"] for state in states),
         }
-        write_text(self.folder / "results.json", json.dumps(results, indent=1, default=str))
-        write_per_query(self.folder / "per_query.parquet", states)
+        write_per_query(self.folder / PER_QUERY, states)
+        results["files"] = kept_files(self.folder, states)
+        write_json(self.folder / "results.json", json.loads(json.dumps(results, default=str)))
         if results["finished"]:
+            check_runs(self.folder, states)
             write_moved(self.folder, results["comparisons"], self.dataset)
         write_report(self.folder)
         return results

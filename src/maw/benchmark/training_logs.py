@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +23,8 @@ class Log:
     usage: list[list[float]] | None = None
 
 
-def read_logs(folder: Path) -> tuple[list[Log], list[str]]:
-    """Read every `VARIANT-seedNUMBER.jsonl` of a folder.
+def read_logs(folder: Path, without: Collection[str] = ()) -> tuple[list[Log], list[str]]:
+    """Read every `VARIANT-seedNUMBER.jsonl` of a folder, but for those named in `without`.
 
     Returns:
         The logs by variant and seed, and what could not be read, in words.
@@ -31,14 +32,14 @@ def read_logs(folder: Path) -> tuple[list[Log], list[str]]:
     logs, notes = [], []
     for path in sorted(folder.glob("*.jsonl")):
         parts = re.fullmatch(r"(?P<variant>.+?)(?:-seed(?P<seed>\d+))?", path.stem, flags=re.DOTALL)
-        if parts is None:
+        if parts is None or path.name in without or not path.is_file():
             continue
         log = Log(parts["variant"], int(parts["seed"]) if parts["seed"] else None)
         unread = 0
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 unread += 1
                 continue
             if not isinstance(entry, dict) or (step := formats.number(entry.get("step"))) is None:

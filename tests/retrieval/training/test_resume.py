@@ -25,7 +25,14 @@ import maw
 from maw.hf.attach import maw_layers
 from maw.retrieval.processes import leave
 from maw.retrieval.training import fine_tuning
-from maw.retrieval.training.checkpoints import is_whole, last_checkpoint, mark_whole, remove_checkpoint, step_of
+from maw.retrieval.training.checkpoints import (
+    is_whole,
+    last_checkpoint,
+    mark_whole,
+    remove_checkpoint,
+    shorten_log,
+    step_of,
+)
 from maw.retrieval.training.fine_tuning import train
 from maw.retrieval.training.settings import TrainingSettings
 
@@ -322,6 +329,36 @@ def test_a_checkpoint_counts_when_all_of_it_is_there(tmp_path):
     assert not two.exists()
     with pytest.raises(maw.MAWError, match=r"lacks rng_state_0.pth, rng_state_1.pth: with several machines"):
         mark_whole(ten, processes=2)
+
+
+@pytest.mark.parametrize("whole", ["[]", "7", "[" * 100_000, '{"files": {"model.safetensors": {"bytes": "7"}}}', "{"])
+def test_a_checkpoint_with_a_damaged_marker_is_none(tmp_path, whole):
+    path = tmp_path / "checkpoint-2"
+    path.mkdir()
+    (path / "rng_state.pth").write_bytes(b"content")
+    mark_whole(path, processes=1)
+    (path / "whole.json").write_text(whole)
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_a_checkpoint_whose_best_one_is_missing_is_none(tmp_path):
+    for step in (2, 3):
+        path = tmp_path / f"checkpoint-{step}"
+        path.mkdir()
+        (path / "rng_state.pth").write_bytes(b"content")
+        (path / "trainer_state.json").write_text('{"best_global_step": 2}')
+        mark_whole(path, processes=1)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
+    (tmp_path / "checkpoint-2" / "rng_state.pth").unlink()
+    assert last_checkpoint(tmp_path) is None, "its weights would be those of the last step, and not the best"
+
+
+def test_lines_of_a_log_that_are_no_entries_are_forgotten(tmp_path):
+    log = tmp_path / "log.jsonl"
+    lines = ["null", "[" * 100_000, '{"step": null}', '{"step": "1"}', '{"step": 1, "data": ["x"]}', '{"st']
+    log.write_text("\n".join(lines))
+    assert shorten_log(log, 1, 1) == ["x"]
+    assert log.read_text() == '{"step": 1, "data": ["x"]}\n'
 
 
 def test_what_a_killed_process_left_is_tidied_up(uninterrupted, tmp_path):

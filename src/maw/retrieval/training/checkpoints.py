@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from maw.errors import MAWError
-from maw.io.atomic import Checked, bring_to_disk, remove_parts, write_text
+from maw.io.atomic import Checked, bring_to_disk, remove_parts, write_json, write_text
 from maw.io.checked import check_file, checksum
+from maw.io.json import read_json, read_sealed
 
 __all__ = [
     "check_identity",
     "checkpoint",
     "is_whole",
     "last_checkpoint",
+    "log_entry",
     "mark_whole",
     "remove_checkpoint",
     "remove_checkpoints",
@@ -31,6 +33,7 @@ __all__ = [
 
 MARKER = "whole.json"
 IDENTITY = "training.json"
+STATE = "trainer_state.json"
 
 
 def checkpoint(folder: Path, step: int) -> Path:
@@ -62,23 +65,24 @@ def mark_whole(path: Path, processes: int) -> None:
     for file in _files(path):
         bring_to_disk(file)
         files[file.relative_to(path).as_posix()] = {"bytes": file.stat().st_size, "sha256": checksum(file)}
-    write_text(path / MARKER, json.dumps(files, indent=1))
+    write_json(path / MARKER, files)
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the marker is there and every file it lists is as it was written."""
+    """Whether the marker is there and every file it lists is as it was written; so is the best checkpoint it names."""
     try:
-        files = json.loads((path / MARKER).read_text(encoding="utf-8"))
-        for name, wanted in files.items():
+        for name, wanted in read_sealed(path / MARKER).items():
             check_file(path / name, wanted, "")
+        best = read_json(path / STATE).get("best_global_step") if (path / STATE).is_file() else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, MAWError):  # a marker can be damaged too
         return False
-    return True
+    return best is None or checkpoint(path.parent, best) == path or is_whole(checkpoint(path.parent, best))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The latest whole checkpoint of a training's folder; None where there is none."""
-    return next(filter(is_whole, sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)), None)
+    named = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    return next(filter(is_whole, sorted(named, key=step_of, reverse=True)), None)
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -110,9 +114,9 @@ def check_identity(folder: Path, identity: Mapping[str, Any], resumed: Path | No
     file = folder / IDENTITY
     own = json.loads(json.dumps(identity))
     if resumed is None:
-        write_text(file, json.dumps(own, indent=1))
+        write_json(file, own)
         return
-    started = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    started = read_sealed(file, f"Delete {folder} to start anew") if file.exists() else {}
     names = sorted(name for name in own.keys() | started.keys() if own.get(name) != started.get(name))
     if names:
         shown = "; ".join(f"{name} {_short(started.get(name))}, now {_short(own.get(name))}" for name in names)
@@ -120,6 +124,16 @@ def check_identity(folder: Path, identity: Mapping[str, Any], resumed: Path | No
             f"{folder} holds a training that was stopped at step {step_of(resumed)} and was started with other "
             f"settings ({shown}): give the same to go on with it, or delete the folder to start anew"
         )
+
+
+def log_entry(line: str) -> dict[str, Any] | None:
+    """A line of a training's log; None for one that is no entry, as when a process is killed while it writes."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = entry.get("step") if isinstance(entry, dict) else None
+    return entry if isinstance(step, int | float) and not isinstance(step, bool) else None
 
 
 def shorten_log(log_file: Path, step: int | None, processes: int) -> list[str]:
@@ -133,13 +147,11 @@ def shorten_log(log_file: Path, step: int | None, processes: int) -> list[str]:
     kept, data = [], [""] * processes
     lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines() if log_file.is_file() else []
     for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # killed while it was written
-            continue
-        if step is not None and entry["step"] <= step and "train_runtime" not in entry:
+        entry = log_entry(line)
+        if entry is not None and step is not None and entry["step"] <= step and "train_runtime" not in entry:
             kept.append(line + "\n")
-            data = entry.get("data", data)
+            found = entry.get("data", data)
+            data = found if isinstance(found, list) and len(found) == processes else data
     if lines:
         write_text(log_file, "".join(kept))
     return data

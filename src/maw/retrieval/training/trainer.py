@@ -37,7 +37,13 @@ from maw.hf.training_state import check_maw_is_trained
 from maw.io.failures import saying_that_the_disk_is_full
 from maw.retrieval.identity import document_prompt, query_prompt
 from maw.retrieval.training.batches import Batches, Collator, chained
-from maw.retrieval.training.checkpoints import checkpoint, mark_whole, remove_checkpoint, remove_checkpoints
+from maw.retrieval.training.checkpoints import (
+    checkpoint,
+    log_entry,
+    mark_whole,
+    remove_checkpoint,
+    remove_checkpoints,
+)
 from maw.retrieval.training.losses import AuxiliaryLoss
 from maw.retrieval.training.preprocessing import preprocessing
 from maw.retrieval.training.probe import probe
@@ -62,8 +68,11 @@ def logged_findings(log_file: Path) -> list[Finding]:
     """What was found so far in a training, by its JSON log; nothing where there is none."""
     if not log_file.is_file():
         return []
-    entries = (json.loads(line) for line in log_file.read_text(encoding="utf-8").splitlines())
-    return [Finding(**found) for entry in entries for found in entry.get("findings", [])]
+    entries = map(log_entry, log_file.read_text(encoding="utf-8", errors="replace").splitlines())
+    try:
+        return [Finding(**found) for entry in entries if entry is not None for found in entry.get("findings", [])]
+    except TypeError as error:
+        raise MAWError(f"{log_file} is damaged: its findings are none. Delete the line that has them") from error
 
 
 class Trainer(SentenceTransformerTrainer):
