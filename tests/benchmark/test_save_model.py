@@ -42,3 +42,9 @@ def test_a_disk_that_is_full_at_the_card_leaves_the_model_of_before(tmp_path, mo
         save(folder)
     assert os.listdir(tmp_path) == ["model"]
     assert os.listdir(folder) == ["before"]
+
+
+def test_the_folders_above_are_made_and_the_model_is_sealed(tmp_path):
+    folder = tmp_path / "models" / "dense-full-seed0"
+    save(folder)
+    assert (folder / "checksums.json").is_file()

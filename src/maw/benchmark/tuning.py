@@ -133,7 +133,8 @@ def save_model(
         MAWError: the disk is full; nothing is left behind.
     """
     settings = asdict(tuned.settings) | {name: tuned.outcome[name] for name in tuned.outcome if name != "selector"}
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with saying_what_cannot_be_written(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with saying_what_cannot_be_written(folder), atomic_folder(folder) as aside:
         tuned.model.save_pretrained(str(aside), create_model_card=False)
         write_model_card(
