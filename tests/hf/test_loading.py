@@ -15,13 +15,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
+from families import HOSTS, build
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from toys import encoder
-from transformers import AutoConfig, AutoModel, BertConfig, BertForMaskedLM, BertModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+)
 
 import maw
 from maw.hf.folders import seal_model_folder
+from maw.hf.loading import checked_loading
 from maw.retrieval.models import choose_device, load_encoder
 
 CPU = choose_device("cpu")
@@ -413,3 +424,60 @@ def test_checksums_of_another_kind_are_an_error(tmp_path, value):
     edit(path, tensors=value)
     with pytest.raises(maw.MAWError, match="checksums"):
         load_encoder(str(path), device=CPU)
+
+
+# Other families, and the hub
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_of_a_model_with_a_head_the_encoder_is_loaded(name, tmp_path):
+    config = build(name).config
+    try:
+        model = AutoModelForMaskedLM.from_config(config)
+    except ValueError:  # a decoder
+        model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    with checked_loading() as loaded:
+        encoder = AutoModel.from_pretrained(tmp_path)
+    assert [found for found, _ in loaded] == [encoder]
+    change(tmp_path, lambda weights: weights.pop(max(key for key in weights if ".1." in key)))
+    with checked_loading(), pytest.raises(maw.MAWError, match="lacks 1 tensor"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_class_that_reads_other_names_is_an_error(tmp_path):
+    """Transformers takes any folder of DPR for one with an encoder of questions, and fills that with random numbers."""
+    transformers.DPRContextEncoder(transformers.DPRConfig(**TINY)).save_pretrained(tmp_path)
+    with checked_loading(), pytest.raises(maw.MAWError, match=r"lacks \d+ tensors.*question_encoder"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+HUB = """
+import maw
+from maw.retrieval.models import choose_device, load_encoder
+for name in ("someone/good", "someone/lacks", "someone/swapped", "someone/integers"):
+    try:
+        print(name, load_encoder(name, device=choose_device("cpu")).encode("a river").shape)
+    except maw.MAWError as error:
+        print(name, error)
+"""
+
+
+def test_what_was_fetched_from_the_hub_is_checked(tmp_path):
+    """As it lies in the cache of huggingface_hub, without a network."""
+    for name, kind in (("good", "full"), ("lacks", "plain"), ("swapped", "full"), ("integers", "plain")):
+        commit = "0123456789" * 4
+        place = tmp_path / f"models--someone--{name}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text(commit)
+        path = folder(place / "snapshots" / commit, kind)
+        if name != "good":
+            change(path, {"lacks": DAMAGES["missing"][0], "swapped": swapped, "integers": DAMAGES["integers"][0]}[name])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run([sys.executable, "-c", HUB], capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, run.stderr
+    good, lacks, changed, integers = run.stdout.splitlines()
+    assert good == "someone/good (48,)"
+    assert "lacks 1 tensor" in lacks
+    assert "not what was saved" in changed
+    assert "whole numbers" in integers
