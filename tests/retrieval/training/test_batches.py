@@ -13,6 +13,7 @@ import maw
 from maw.retrieval.data.dataset import RetrievalDataset
 from maw.retrieval.training.batches import Batches, Collator, TrainingTexts, _Batch, chained
 from maw.retrieval.training.fine_tuning import train
+from maw.retrieval.training.relevance import Relevance
 from maw.retrieval.training.rows import with_negatives
 from maw.retrieval.training.settings import TrainingSettings
 
@@ -175,3 +176,46 @@ def test_given_negatives_are_used_as_they_are(tmp_path):
     assert not (tmp_path / "negatives").exists()
     with pytest.raises(maw.MAWError, match="hard_negatives is 0: say how many"):
         train(encoder(), toy(), tmp_path, SETTINGS, negatives=given)
+
+
+# With what is judged relevant known
+
+
+@given(
+    st.integers(1, 8), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(0, 3),
+    st.sets(st.tuples(st.integers(0, 7), st.integers(0, 7), st.integers(0, 3))),
+)  # fmt: skip
+def test_batches_that_know_what_is_relevant_are_full_and_take_every_pair_once(
+    queries, each, share, processes, seed, judged
+):
+    texts, size = pairs(queries, each), share * processes
+    if len(texts) < size:
+        return
+    known = {f"q{q}": {f"d{other}-{d}": 1 for query, other, d in judged if query == q} for q in range(queries)}
+    relevance = Relevance(texts, {q: {d: 1 for d in found if d in texts.documents} for q, found in known.items()})
+    parts = [
+        Batches(texts, size, seed=seed, process=rank, processes=processes, relevance=relevance)
+        for rank in range(processes)
+    ]
+    wholes = list(parts[0].whole())
+    rest = len(texts) % size
+    assert [len(whole) for whole in wholes] == [size] * (len(texts) // size) + [rest - rest % processes] * (
+        rest >= processes
+    )
+    rows = [row for whole in wholes for row in whole]
+    assert len(set(rows)) == len(rows) >= len(texts) - (processes - 1 if rest >= processes else rest)
+    for number, split in enumerate(zip(*parts, strict=True)):
+        assert [row for one in split for row in one] == wholes[number]
+        assert len({len(one) for one in split}) == 1
+
+
+def test_rows_that_wait_are_exchanged_for_others_that_go_together():
+    """The last batch would hold two answers to one question; there is a better place for one of them."""
+    judged = {f"q{n}": {f"d{n}": 1} for n in range(12)}
+    judged["q0"]["d1"] = judged["q2"]["d3"] = judged["q4"]["d5"] = 1
+    texts = texts_of([(f"q{n}", f"d{n}") for n in range(12)])
+    relevance = Relevance(texts, judged)
+    for seed in range(30):
+        for rows in Batches(texts, 3, seed=seed, relevance=relevance):
+            together = set(rows)
+            assert not any({first, first + 1} <= together for first in (0, 2, 4)), (seed, rows)
