@@ -20,5 +20,9 @@ def test_an_id_is_not_empty(text):
     assert "white space" in (check_id(text) or "")
 
 
+def test_a_byte_order_mark_does_not_begin_an_id():
+    assert "byte order mark" in (check_id("\ufeff301") or "")
+
+
 def test_a_lone_surrogate_is_refused():
     assert "U+D800" in (check_id("a\ud800") or "")

@@ -13,7 +13,8 @@ def check_id(text: str) -> str | None:
     An id has at least one character that is no white space, and no control character (Unicode category Cc: C0, DEL and
     C1). So it can be printed in a terminal and written as a column of a file. Bidirectional controls (category Cf) are
     allowed, because ids in right-to-left scripts hold them; what prints an id escapes them. Lone surrogates are
-    refused: UTF-8 has no bytes for them.
+    refused: UTF-8 has no bytes for them. So is a byte order mark at the beginning, as files that were joined have it in
+    the middle: an id with one looks like the one without, and is another.
 
     Args:
         text: the id.
@@ -31,6 +32,8 @@ def check_id(text: str) -> str | None:
         return "an id must have a character that is no white space"
     if text.isascii() and text.isprintable():
         return None
+    if text.startswith("\ufeff"):
+        return "an id must not begin with a byte order mark (U+FEFF), which belongs to the beginning of a file"
     for character in text:
         category = unicodedata.category(character)
         if category == "Cc":

@@ -88,6 +88,19 @@ def test_ids_may_hold_white_space_that_is_not_ascii(tmp_path: Path) -> None:
     assert read_run(tmp_path / "run") == {"q\u00a01": {"d\u2003x": 1.0}}
 
 
+def test_files_joined_with_their_marks_lose_no_query(tmp_path: Path) -> None:
+    """As `cat a.qrels b.qrels` makes them."""
+    (tmp_path / "qrels").write_bytes(MARK + QRELS + MARK + b"q3 0 d1 1\n")
+    with pytest.raises(MAWError, match=r"qrels, line 4: an id must not begin with a byte order mark \(U\+FEFF\)"):
+        read_judgements(tmp_path / "qrels", {}, "")
+    (tmp_path / "run").write_bytes(MARK + RUN + MARK + b"q3 Q0 d1 1 1 t\n")
+    with pytest.raises(MAWError, match="run, line 4: an id must not begin with a byte order mark"):
+        read_run(tmp_path / "run")
+    (tmp_path / "wide").write_bytes("q1 Q0 d1 1 1.0 t\n".encode("utf-16"))
+    with pytest.raises(MAWError, match="wide, line 1: a run file must be UTF-8 text, got the byte 0xff: convert it"):
+        read_run(tmp_path / "wide")
+
+
 def test_a_query_whose_id_begins_as_a_comment_is_not_lost(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("q1 Q0 d 1 1.0 t\n# q1 Q0 d\n#q2 Q0 d 1 1.0 t\n")
     with pytest.raises(MAWError, match="run, line 3: it begins with # as a comment does, but has the columns"):

@@ -132,6 +132,8 @@ def test_the_grade_and_the_measures_as_typed(tmp_path: Path, capsys: pytest.Capt
     assert "AP@100: grade 1 or more counts as relevant (TREC DL passages count 2 or more: --relevant-grade 2)" in (
         capsys.readouterr().out
     )
+    assert main([*given, "--measures", "AP", "--relevant-grade", "9"]) == 0
+    assert "grades go up to 2; AP(rel=9): grade 9 or more counts as relevant\n" in capsys.readouterr().out
     assert main([*given, "--measures", "nDCG@10", "--relevant-grade", "2"]) == 2
     assert "changes nothing for nDCG@10" in capsys.readouterr().err
     assert main([*given, "--measures", "AP(rel=1)", "--relevant-grade", "2"]) == 2

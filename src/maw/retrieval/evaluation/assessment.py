@@ -225,8 +225,8 @@ def _notes(evaluation: Evaluation, judged: Mapping[str, Mapping[str, int]]) -> l
         if len(values) < evaluation.queries:
             notes.append(f"{name} is over {len(values)} queries: it has no value for the others")
     highest = max(grade for row in judged.values() for grade in row.values())
-    counted = grade_counted(list(evaluation.means)) if highest > 1 else {}
-    for grade in sorted(set(counted.values())):
+    counted = grade_counted(list(evaluation.means))
+    for grade in sorted(set(counted.values()) if highest > 1 else {*counted.values()} - {1}):
         names = ", ".join(name for name, least in counted.items() if least == grade)
         advice = "" if grade > 1 else " (TREC DL passages count 2 or more: --relevant-grade 2)"
         notes.append(f"grades go up to {highest}; {names}: grade {grade} or more counts as relevant{advice}")

@@ -96,7 +96,10 @@ def _columns(raw: bytes, where: str, *, table: bool) -> list[str]:
             return raw.decode("utf-8").split("\t") if raw else []
         columns = [column.decode("utf-8") for column in raw.split()]  # bytes are split at ASCII white space alone
     except UnicodeDecodeError as error:
-        raise MAWError(f"{where}: a run file must be UTF-8 text, got {error}: convert it first") from error
+        wrong = error.object[error.start]
+        raise MAWError(
+            f"{where}: a run file must be UTF-8 text, got the byte 0x{wrong:02x}: convert it first"
+        ) from error
     return [] if columns and is_comment(where, columns, {3: [2], 6: [3, 4]}) else columns
 
 
