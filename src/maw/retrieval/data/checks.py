@@ -118,13 +118,8 @@ def check_ids(
             raise MAWError(f"{name}: split {split} judges {_first(unknown)}, not among the queries")
         if empty := [query for query in judged if not queries[query].strip()]:
             raise MAWError(
-<<<<<<< HEAD
                 f"{name}: {_first(empty)} of the split {split} have no text to search for: give each one, or "
                 "remove its judgements"
-=======
-                f"{name}: {_first(empty)} of the split {split} have no text to search for: give each one, or remove "
-                "its judgements"
->>>>>>> 68c06cd (A benchmark's folder for models is made before the first model is saved)
             )
         missing = lacking(documents, (document for row in judged.values() for document in row))
         if missing and not lacking_documents:
