@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = Dataset.from_dict(
         {"anchor": [data.queries[q] for q, _ in pairs], "positive": [data.documents[d] for _, d in pairs]}
     )
-    model = SentenceTransformer(options.model or str(packaged_encoder()))
+    model = SentenceTransformer(options.model or str(packaged_encoder())).float()  # small steps are lost in bfloat16
     model.max_seq_length = options.max_length
     config = maw.MAWConfig(layers=[0], depth=64)  # MAW
     print(maw.attach(model, config))  # MAW

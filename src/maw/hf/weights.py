@@ -5,6 +5,7 @@ MAW's own weights and an adapter's are in float32 beside a host in half precisio
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from maw.errors import MAWError
 
-__all__ = ["HALF", "TYPES", "in_full", "set_weights_type", "weights_type"]
+__all__ = ["HALF", "TYPES", "in_full", "say_lost_steps", "set_weights_type", "weights_type"]
+
+logger = logging.getLogger(__name__)
 
 HALF = ("bfloat16", "float16")
 """Types in which small steps of training are lost: 1 + 1/512 is 1 in bfloat16."""
@@ -74,6 +77,17 @@ def in_full(model: nn.Module) -> str:
     if any(str(tensor.dtype).removeprefix("torch.") in HALF for _, tensor in _floating(model)):
         set_weights_type(model, "float32")
     return found
+
+
+def say_lost_steps(model: nn.Module) -> None:
+    """Warn where weights in half precision are about to be trained in it."""
+    trained = {str(tensor.dtype).removeprefix("torch.") for tensor in model.parameters() if tensor.requires_grad}
+    if half := sorted(trained & {*HALF}):
+        logger.warning(
+            "weights in %s are about to be trained in that type, in which most small steps are lost to rounding: put "
+            "them into float32 first (model.float()), and save them in the type you want",
+            " and ".join(half),
+        )
 
 
 def _floating(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from toys import encoder, toy
 from transformers import ModernBertConfig, ModernBertModel
 
@@ -19,12 +20,14 @@ from maw.benchmark.variants import VARIANTS
 from maw.errors import MAWError
 from maw.hf.weights import HALF, set_weights_type, weights_type
 from maw.retrieval.models import choose_device, load_encoder
+from maw.retrieval.training.losses import AuxiliaryLoss
 from maw.retrieval.training.settings import TrainingSettings
 
 SLOW = {"epochs": 2, "batch_size": 4, "max_length": 16, "dev_documents": 5, "learning_rate": 1e-5}
 AGAIN = """
 import sys, numpy, maw
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 numpy.save(sys.argv[2], SentenceTransformer(sys.argv[1], device="cpu").encode(["a river", "two engines"]))
 """
 
@@ -128,3 +131,12 @@ def test_an_adapter_beside_maw_has_the_type_that_peft_gives_it(tmp_path):
     again = SentenceTransformer(str(tmp_path / "adapted"), device="cpu")
     assert {str(p.dtype) for name, p in again.named_parameters() if "lora_" in name} == by_peft
     assert torch.equal(again.encode("a river", convert_to_tensor=True), model.encode("a river", convert_to_tensor=True))
+
+
+def test_a_loss_of_ours_around_half_precision_weights_warns(caplog):
+    model = encoder(maw.MAWConfig(depth=8))
+    AuxiliaryLoss(MultipleNegativesRankingLoss(model), model)
+    assert not caplog.records
+    set_weights_type(model, "bfloat16")
+    AuxiliaryLoss(MultipleNegativesRankingLoss(model), model)
+    assert "weights in bfloat16 are about to be trained in that type" in caplog.text

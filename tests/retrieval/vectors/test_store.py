@@ -16,11 +16,13 @@ from toys import WORDS, encoder, small_disk
 import maw
 from maw.errors import MAWError
 from maw.io.checked import checksum
+from maw.retrieval.identity import set_prompts
 from maw.retrieval.processes import own_share
 from maw.retrieval.ranking.dense import dense_runs, encode
 from maw.retrieval.vectors.corpus_encoding import EncodingSettings, encode_corpus
 from maw.retrieval.vectors.shard_encoder import Pace
 from maw.retrieval.vectors.store import VectorStore
+from maw.retrieval.vectors.store_search import search_store
 
 DOCUMENTS = {f"d{i * 7 % 23}": f"{WORDS[i % 10]} " * (i % 5) + f"of {i}" for i in range(23)}
 SETTINGS = EncodingSettings(dtype="float32", shard_size=6)
@@ -498,3 +500,12 @@ def test_an_edited_manifest_is_refused(copied):
     path.write_text(path.read_text().replace('"rows": ', '"rows": 1', 1))
     with pytest.raises(MAWError, match=r"manifest\.json was changed after it was written"):
         VectorStore(copied / "vectors")
+
+
+def test_a_store_of_other_prompts_is_neither_gone_on_with_nor_searched(copied):
+    model = encoder()
+    set_prompts(model, "query: ", "passage: ")
+    with pytest.raises(MAWError, match="prompt '' there and 'passage: ' now"):
+        encode_corpus(model, copied / "corpus.jsonl", copied / "vectors", SETTINGS)
+    with pytest.raises(MAWError, match="was encoded by a model with fingerprint"):
+        next(search_store(model, VectorStore(copied / "vectors"), {"q": "a river"}, 1))

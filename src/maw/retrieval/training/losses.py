@@ -22,6 +22,7 @@ from maw.auxiliary import add_loss_beside, scale_gradient
 from maw.errors import MAWError
 from maw.hf.in_place import LayersInPlace
 from maw.hf.training_state import check_maw_is_trained
+from maw.hf.weights import say_lost_steps
 from maw.records import Rollout
 from maw.retrieval.similarity import SCALE_OF_UNIT_VECTORS, similarity_of, similarity_scale
 from maw.retrieval.training.contrastive import CachedContrastiveLoss, ContrastiveLoss, Masked
@@ -88,6 +89,7 @@ class AuxiliaryLoss(nn.Module):
 
     def __init__(self, loss: nn.Module, model: nn.Module) -> None:
         super().__init__()
+        say_lost_steps(model)
         self.loss = loss
         self.model = model
         self._layers = LayersInPlace()
