@@ -6,9 +6,12 @@ import gzip
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from toys import encoder
 
 from maw.cli import main
@@ -86,6 +89,43 @@ def test_ids_may_hold_white_space_that_is_not_ascii(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("q\u00a01 Q0 d\u2003x 1 1.0 t\n", encoding="utf-8")
     assert read_judgements(tmp_path / "qrels", {}, "").grades == {"q\u00a01": {"d\u2003x": 1}}
     assert read_run(tmp_path / "run") == {"q\u00a01": {"d\u2003x": 1.0}}
+
+
+def test_tabs_after_a_text_are_no_columns(tmp_path: Path) -> None:
+    (tmp_path / "queries.tsv").write_text("q1\tone\t\t \nq2\ttwo\n")
+    assert read_queries(tmp_path / "queries.tsv") == {"q1": "one", "q2": "two"}
+    (tmp_path / "queries.tsv").write_text("q1\tone\ttwo\n")
+    with pytest.raises(MAWError, match="line 1: wanted 2 columns, an id, a tab and a text, got 3"):
+        read_queries(tmp_path / "queries.tsv")
+
+
+PARTS = st.sampled_from(
+    [
+        *b"qd019#.-+e\t \n\r\0\x1b\x1f\x8b\xef\xbb\xbf\xff\xc2\x85",
+        QRELS,
+        RUN,
+        MARK,
+        b"query-id\tcorpus-id\tscore\n",
+        b"1e999 ",
+    ]
+).map(lambda part: part if isinstance(part, bytes) else bytes([part]))
+
+
+@given(parts=st.lists(PARTS, max_size=30), packed=st.booleans(), cut=st.integers(0, 40))
+@settings(max_examples=150, deadline=None)
+def test_any_bytes_are_read_or_refused_in_words(tmp_path_factory, parts: list[bytes], packed: bool, cut: int) -> None:
+    path = tmp_path_factory.mktemp("any") / "file.tsv"
+    raw = gzip.compress(b"".join(parts)) if packed else b"".join(parts)
+    path.write_bytes(raw[: len(raw) - cut] if packed and cut < 20 else raw)
+    for read in (
+        read_run,
+        lambda file: read_run(file, ties="score"),
+        lambda file: read_judgements(file, {}, ""),
+        read_queries,
+        lambda file: list(_columns(file)),
+    ):
+        with suppress(MAWError):  # any other exception is a failure
+            read(path)
 
 
 def test_files_joined_with_their_marks_lose_no_query(tmp_path: Path) -> None:

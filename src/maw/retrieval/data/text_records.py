@@ -64,6 +64,8 @@ def table_record(path: Path, number: int, line: str) -> tuple[str, str]:
     ('0', 'A river.')
     """
     columns = line.split("\t")
+    while len(columns) > 2 and not columns[-1].strip():  # what follows a text that ends with tabs
+        columns.pop()
     if len(columns) != 2:
         refuse(path, number, f"wanted 2 columns, an id, a tab and a text, got {len(columns)}: {short(line)}")
     _check_id(path, number, columns[0])
