@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     SentenceTransformerTrainer(model=model, args=training, train_dataset=rows, loss=loss).train()
     model.save_pretrained(str(options.output))
+    # MAW: a program without `import maw` loads it with trust_remote_code=True
     print(SentenceTransformer(str(options.output)).encode(["Open a file for reading."]).shape)
 
 

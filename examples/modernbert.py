@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(maw.attach(model, maw.MAWConfig(layers=[0], depth=64)))
     print(f"largest difference from the host's own vectors: {abs(model.encode(TEXTS) - host).max():.1e}")
     model.save_pretrained(str(options.output))
+    # a program without `import maw` gives trust_remote_code=True, too
     again = SentenceTransformer(str(options.output), device="cpu")
     print(f"saved and loaded, largest difference: {abs(again.encode(TEXTS) - model.encode(TEXTS)).max():.1e}")
 

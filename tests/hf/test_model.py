@@ -12,7 +12,11 @@ import pytest
 import torch
 from families import HOSTS, MASK, TOKENS, attach, build, stir
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import AdaptiveLayerLoss, MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.losses import (
+    AdaptiveLayerLoss,
+    DenoisingAutoEncoderLoss,
+    MultipleNegativesRankingLoss,
+)
 from toys import encoder
 from transformers import AutoConfig, AutoModel
 
@@ -359,3 +363,15 @@ def test_a_loss_that_asks_for_hidden_states_gets_them():
     torch.testing.assert_close(values[1], values[0])
     values[1].backward()
     assert not model[0].model.config.output_hidden_states
+
+
+def test_a_decoder_tied_before_attaching_stays_tied(tmp_path, caplog):
+    """Sentence Transformers ties by the names of parameters, which MAW changes: afterwards it ties none, and warns."""
+    encoder().save(str(tmp_path))
+    model = SentenceTransformer(str(tmp_path), device="cpu")
+    loss = DenoisingAutoEncoderLoss(model, tie_encoder_decoder=True)
+    maw.attach(model, maw.MAWConfig(depth=5))
+    assert model[0].model.embeddings.word_embeddings.weight is loss.decoder.get_input_embeddings().weight
+    assert "No encoder weights were tied" not in caplog.text
+    DenoisingAutoEncoderLoss(model, tie_encoder_decoder=True)
+    assert "No encoder weights were tied" in caplog.text
