@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +301,28 @@ def test_loading_leaves_transformers_as_it_was(tmp_path):
     model, info = AutoModel.from_pretrained(tmp_path / "bare", output_loading_info=True)
     assert isinstance(model, BertModel)
     assert not info["missing_keys"]
+
+
+def test_threads_load_at_once_and_leave_transformers_as_it_was(tmp_path):
+    from transformers import PreTrainedModel
+
+    before = PreTrainedModel.__dict__["from_pretrained"]
+    good, bad = str(folder(tmp_path / "good", "plain")), str(folder(tmp_path / "bad", "plain"))
+    change(tmp_path / "bad", DAMAGES["missing"][0])
+
+    def load(place: str) -> str:
+        try:
+            return type(load_encoder(place, device=CPU)).__name__
+        except maw.MAWError:
+            return "refused"
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(load, [good, bad] * 4)) == ["SentenceTransformer", "refused"] * 4
+    assert PreTrainedModel.__dict__["from_pretrained"] is before
+    with checked_loading(), ThreadPoolExecutor(1) as pool:
+        assert isinstance(pool.submit(AutoModel.from_pretrained, bad).result(), BertModel), (
+            "another thread's own matter"
+        )
 
 
 # As people call it

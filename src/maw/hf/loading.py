@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,18 +49,28 @@ SAME = ({"roberta", "xlm-roberta", "camembert"},)
 
 SHOWN = 5
 
+ONE = threading.RLock()
+"""Held while Transformers' loading is replaced by the checked one, which two threads at once would not put back."""
+
 
 @contextmanager
 def checked_loading() -> Generator[list[tuple[PreTrainedModel, list[str]]]]:
-    """Meanwhile, whatever Transformers loads in this process is checked, by whichever library it is asked to.
+    """Meanwhile, whatever Transformers loads in this thread is checked, by whichever library it is asked to.
+
+    Other threads load as ever, and wait here for one another.
 
     Yields:
         what was loaded: each model, and the names of the poolers' tensors that its folder lacks.
     """
-    before = vars(PreTrainedModel)["from_pretrained"]
+    own = threading.get_ident()
     loaded: list[tuple[PreTrainedModel, list[str]]] = []
 
-    def from_pretrained(cls: type[PreTrainedModel], name: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls: type[PreTrainedModel], pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        name = pretrained_model_name_or_path  # callers may give it by its name
+        if threading.get_ident() != own:
+            return before.__func__(cls, name, *args, **kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         if kwargs.get("config") is not None:
             check_config(name, kwargs["config"])
@@ -81,11 +92,13 @@ def checked_loading() -> Generator[list[tuple[PreTrainedModel, list[str]]]]:
         loaded.append((model, _poolers(info["missing_keys"])))
         return (model, info) if wants_info else model
 
-    PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # ty: ignore[invalid-assignment]
-    try:
-        yield loaded
-    finally:
-        PreTrainedModel.from_pretrained = before
+    with ONE:
+        before = vars(PreTrainedModel)["from_pretrained"]
+        PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # ty: ignore[invalid-assignment]
+        try:
+            yield loaded
+        finally:
+            PreTrainedModel.from_pretrained = before
 
 
 def check_config(name: object, config: PreTrainedConfig) -> None:
