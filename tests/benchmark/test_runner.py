@@ -308,7 +308,7 @@ def test_a_killed_benchmark_keeps_what_was_finished(tiny_model, toy_data, tmp_pa
         (["--dataset", "beir:/no/such/folder"], "/no/such/folder"),
         (["--maw-layer-indices", "7"], "2 layers, -2 to 1 are possible, got 7"),
         (["--maw-layer-indices", "last"], "integers with commas, or all"),
-        (["--maw-num-heads", "8"], "num_heads is 8 but the encoder has 12 heads"),
+        (["--maw-num-heads", "8"], "--maw-num-heads is 8 but the encoder has 12 heads"),
         (["--maw-settings", '{"tau": 0}'], "tau must be a finite number above 0"),
         (["--maw-settings", "tau"], "must be a JSON object"),
         (["--model", "/no/such/model"], "neither a model folder"),

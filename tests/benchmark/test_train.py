@@ -70,7 +70,7 @@ def test_two_processes_train_one_model_and_one_of_them_speaks(tiny_model, toy_da
 def test_what_is_wrong_is_said_once_by_two_processes(tiny_model, toy_data, tmp_path):
     run = in_two_processes(arguments(tiny_model, toy_data, tmp_path / "model", "--mini-batch-size", "0"))
     assert run.returncode != 0
-    assert len(re.findall(r"^maw: mini_batch_size must be at least 1, got 0$", run.stderr, flags=re.MULTILINE)) == 1
+    assert len(re.findall(r"^maw: --mini-batch-size must be at least 1, got 0$", run.stderr, flags=re.MULTILINE)) == 1
     assert not (tmp_path / "model").exists()
 
 
@@ -142,9 +142,9 @@ def test_large_batches_checkpointing_and_negatives_work_together(tiny_model, toy
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--mini-batch-size", "4"], "mini_batch_size must be at most the batch size 3, got 4"),
-        (["--hard-negatives", "-1"], "hard_negatives must be 0 or more"),
-        (["--save-every", "0"], "save_steps must be at least 1"),
+        (["--mini-batch-size", "4"], "--mini-batch-size must be at most the batch size 3, got 4"),
+        (["--hard-negatives", "-1"], "--hard-negatives must be 0 or more"),
+        (["--save-every", "0"], "--save-every must be at least 1"),
         (["--hard-negatives", "2", "--negatives", "given"], "negatives"),
     ],
 )

@@ -240,7 +240,7 @@ def test_encode_and_search_by_command(saved, tmp_path, capsys):
         ([*search, "x", "--k", "0"], "k must be at least 1, got 0"),
         ([*encode, "--dtype", "float32"], "dtype 'float16' there and 'float32' now"),
         ([*encode, "--parquet", str(corpus)], "corpus.jsonl is a file: give another --parquet folder"),
-        ([*encode, "--batch-size", "0"], "batch_size must be at least 1"),
+        ([*encode, "--batch-size", "0"], "--batch-size must be at least 1"),
         (["encode", str(saved), str(tmp_path / "no.jsonl"), "--output", "x"], "there is no such file"),
     ):
         assert main(wrong) == 2
