@@ -34,7 +34,7 @@ class BenchmarkCommand:
     """
 
     dataset: Dataset = None
-    """pydocs (built in), msmarco, ir:ID, beir:FOLDER or msmarco:FOLDER."""
+    """pydocs, msmarco, ir:ID, beir:FOLDER, msmarco:FOLDER."""
     msmarco: MSMARCO = False
     """The same as --dataset msmarco."""
     model: str = "packaged"
@@ -48,7 +48,7 @@ class BenchmarkCommand:
     full: bool = False
     """All of pydocs instead of the preset quick."""
     output: Path | None = None
-    """The folder for everything; default maw-results/DATASET-PRESET."""
+    """Of everything; else maw-results/DATASET-PRESET."""
     dry_run: bool = False
     """Print the plan, its cost and its folder, and stop."""
     json: JSON = False
@@ -67,11 +67,11 @@ class TrainCommand:
     """
 
     variant: Annotated[str, tyro.conf.arg(metavar="NAME")]
-    """Such as maw-lora or dense-full; a wrong one lists them all."""
+    """Such as maw-lora; a wrong one lists them all."""
     output: Path
-    """The model's folder; OUTPUT.training gets checkpoints and logs."""
+    """The model's; OUTPUT.training gets checkpoints, logs."""
     dataset: Dataset = None
-    """pydocs (built in), msmarco, ir:ID, beir:FOLDER or msmarco:FOLDER."""
+    """pydocs, msmarco, ir:ID, beir:FOLDER, msmarco:FOLDER."""
     msmarco: MSMARCO = False
     """The same as --dataset msmarco."""
     model: str = "packaged"

@@ -85,14 +85,12 @@ class TrainingOptions:
     negative_files: Annotated[tuple[Path, ...] | None, tyro.conf.arg(metavar="FILE...")] = None
     """Triples or rankings, of given; else the data's own."""
     similarity_scale: float | None = None
-    """The loss's factor on similarities: 20 (cosine), 1 (dot)."""
     gradient_checkpointing: bool = False
     query_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
-    """Stands before every query; default: the model's own."""
+    """Before every query; --document-prompt likewise."""
     document_prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
-    """Stands before every document."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Type of the saved weights; default: as loaded."""
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, tyro.conf.arg(metavar="TYPE")] = None
+    """Of saved weights: bfloat16, float16 or float32."""
     save_steps: Annotated[int | None, tyro.conf.arg(name="save-every", metavar="STEPS")] = None
     """Save after every so many steps too, not epochs alone."""
 
