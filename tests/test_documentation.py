@@ -255,7 +255,7 @@ ROOMS = [
     {"benchmark"},
     {"display"},
     {
-        *("__main__", "cli", "commands", "help", "options", "output", "spelling"),
+        *("__main__", "cli", "commands", "help", "options", "output", "spelling", "stopping"),
         *("train_command", "vector_commands", "vector_options"),
     },
 ]

@@ -16,7 +16,9 @@ import tyro
 
 from maw.console import complain, escaped_notices
 from maw.errors import MAWError
+from maw.io.failures import refused_as_full
 from maw.options import JSON, Device, MAWOptions, TrainingOptions
+from maw.stopping import Terminated, terminable
 from maw.vector_options import EncodeCommand, SearchCommand
 
 __all__ = ["COMMANDS", "main"]
@@ -192,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the return value is the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with escaped_notices():
+        with escaped_notices(), terminable():
             return _run(given)
     except MAWError as error:
         from maw.spelling import as_typed
@@ -203,11 +205,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # a full disk, a folder that may not be written
-        complain(f"maw: cannot read or write {error.filename or 'a file'}: {error.strerror or error}")
+        known = refused_as_full(error) or error
+        complain(f"maw: cannot read or write {error.filename or 'a file'}: {known.strerror or error}")
         return 2
-    except KeyboardInterrupt:
-        complain("maw: interrupted; what was finished is kept, the same command goes on")
-        return 130
+    except KeyboardInterrupt as error:
+        was, status = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
+        complain(f"maw: {was}; what was finished is kept, the same command goes on")
+        return status
+    except Exception as error:
+        if (full := refused_as_full(error)) is None:
+            raise
+        complain(f"maw: a file could not be written: {full.strerror}: free some space and run the same command again")
+        return 2
 
 
 def _run(given: list[str]) -> int:

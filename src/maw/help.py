@@ -27,6 +27,7 @@ EXIT_STATUS = {
     2: "bad input: one line says what was wanted, what was got, what to do",
     130: "interrupted: what was finished is kept, the same command goes on",
     141: "whoever read the output has closed it",
+    143: "told to end by SIGTERM: as after an interruption",
 }
 
 EXAMPLES = {

@@ -11,11 +11,19 @@ from typing import NoReturn, TypeAlias
 
 from maw.errors import MAWError
 
-__all__ = ["AnyPath", "refuse_writing", "saying_that_the_disk_is_full", "saying_what_cannot_be_written"]
+__all__ = [
+    "AnyPath",
+    "refuse_writing",
+    "refused_as_full",
+    "saying_that_the_disk_is_full",
+    "saying_what_cannot_be_written",
+]
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TORCH = ("PytorchStreamWriter", "basic_ios::clear", ". unexpected pos ")
+_NUMPY = re.compile(r"^\d+ requested and \d+ written$")
 
 
 def refuse_writing(path: AnyPath, error: OSError) -> NoReturn:
@@ -58,8 +66,6 @@ def saying_what_cannot_be_written(path: AnyPath) -> Generator[None]:
 def saying_that_the_disk_is_full(path: AnyPath) -> Generator[None]:
     """Give what other libraries raise when they cannot write into a folder the words of `refuse_writing`.
 
-    Of these, tokenizers and safetensors name the error's number in their message, and PyTorch names none.
-
     Raises:
         MAWError: the disk was full, or a file too large; every other exception stays what it is.
 
@@ -75,10 +81,27 @@ space and run the same command again
     except MAWError:
         raise
     except Exception as error:
-        found = re.search(r"os error (\d+)", str(error))
-        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
-        if "inline_container.cc" in str(error):
-            refuse_writing(path, OSError(errno.ENOSPC, "PyTorch could not write all of a file"))
-        if number not in FULL:
+        if (refused := refused_as_full(error)) is None:
             raise
-        refuse_writing(path, OSError(number, os.strerror(number)))
+        refuse_writing(path, refused)
+
+
+def refused_as_full(error: BaseException) -> OSError | None:
+    """The system's refusal to take more bytes that an exception tells of; None where it tells of something else.
+
+    Of other libraries, tokenizers and safetensors name the error's number in their message. PyTorch says at what
+    place in its code it noticed, NumPy how much was written; the refusal itself may be in the exception's context.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        found = re.search(r"os error (\d+)", str(link))
+        number = link.errno if isinstance(link, OSError) else int(found[1]) if found else None
+        if number in FULL:
+            return OSError(number, os.strerror(number))
+        link = link.__cause__ or link.__context__
+    said = str(error)
+    if os.strerror(errno.ENOSPC) in said or (isinstance(error, OSError) and _NUMPY.search(said)):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if any(words in said for words in _TORCH):
+        return OSError(errno.ENOSPC, "PyTorch could not write all of a file")
+    return None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 from maw.errors import MAWError
 from maw.io.atomic import Checked, atomic_folder, write_json
 from maw.io.checked import checksum
+from maw.io.failures import refused_as_full
 from maw.retrieval.data.texts import TEXTS, VERSION, Strings, TextStore, add_record, hash64, raw_hash
 
 if TYPE_CHECKING:
@@ -44,8 +45,9 @@ def build_store(
     except _SourceFailure as failure:
         raise failure.__cause__ or failure from None
     except OSError as error:
+        known = refused_as_full(error) or error
         raise MAWError(
-            f"cannot write the store {folder}: {error.strerror or error}: it needs a folder that can be written and "
+            f"cannot write the store {folder}: {known.strerror or error}: it needs a folder that can be written and "
             "has room for it; that of corpora is the environment variable MAW_CACHE"
         ) from error
     return TextStore(folder)

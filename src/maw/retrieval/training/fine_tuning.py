@@ -27,6 +27,7 @@ from maw.errors import MAWError
 from maw.hf.attach import carried, maw_layers
 from maw.hf.calibration import calibrating
 from maw.hf.weights import in_full
+from maw.io.failures import saying_that_the_disk_is_full
 from maw.progress import showing
 from maw.retrieval.evaluation.development import METRIC, DevEvaluator
 from maw.retrieval.identity import document_prompt, encoder_fingerprint, query_prompt, set_prompts
@@ -150,7 +151,7 @@ def train(
     seeds = [settings.seed + 1_000_003 * process for process in range(processes)]
     if rank > 0:  # the trainer seeds all processes alike, which would give them the same noise
         torch.manual_seed(seeds[rank])
-    with showing(Console()) if show_progress else nullcontext():
+    with showing(Console()) if show_progress else nullcontext(), saying_that_the_disk_is_full(folder):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     trainer.check_loss()
     trainer.finish()

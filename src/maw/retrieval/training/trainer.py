@@ -34,7 +34,7 @@ from maw.collapse import USAGES, Finding, Watch
 from maw.errors import MAWError
 from maw.hf.attach import carried
 from maw.hf.training_state import check_maw_is_trained
-from maw.io.failures import saying_that_the_disk_is_full
+from maw.io.failures import saying_that_the_disk_is_full, saying_what_cannot_be_written
 from maw.retrieval.identity import document_prompt, query_prompt
 from maw.retrieval.training.batches import Batches, Collator, chained
 from maw.retrieval.training.checkpoints import (
@@ -289,7 +289,7 @@ class Trainer(SentenceTransformerTrainer):
             logger.log(logging.WARNING if finding.level == "alarm" else logging.INFO, "%s", finding)
         if found:
             entry["findings"] = [finding.to_dict() for finding in found]
-        with self.log_file.open("a", encoding="utf-8") as file:
+        with saying_what_cannot_be_written(self.log_file), self.log_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({name.removeprefix("eval_"): value for name, value in entry.items()}) + "\n")
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -72,7 +74,10 @@ def encode_on_ray(
     if not numbers:
         return
     if not ray.is_initialized():
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray's own would end the process without a word
     data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what happens is told by whoever called
     kind = model.device.type
