@@ -205,8 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:  # a full disk, a folder that may not be written
-        known = refused_as_full(error) or error
-        complain(f"maw: cannot read or write {error.filename or 'a file'}: {known.strerror or error}")
+        complain(f"maw: {_said(error)}")
         return 2
     except KeyboardInterrupt as error:
         was, status = ("terminated", 143) if isinstance(error, Terminated) else ("interrupted", 130)
@@ -217,6 +216,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         complain(f"maw: a file could not be written: {full.strerror}: free some space and run the same command again")
         return 2
+
+
+def _said(error: OSError) -> str:
+    what = error.filename or "a file"
+    if isinstance(error, PermissionError):
+        return f"{what} may not be read or written by this user: ask its owner, or change its permissions"
+    known = refused_as_full(error) or error
+    return f"cannot read or write {what}: {known.strerror or error}"
 
 
 def _run(given: list[str]) -> int:

@@ -8,6 +8,7 @@ also those that only an earlier command asked for.
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from maw.benchmark.usage import depth_usage
 from maw.errors import MAWError
 from maw.io.atomic import write_json
 from maw.io.checked import checksum
+from maw.io.failures import refuse_writing
 from maw.io.json import field, read_sealed
 from maw.io.locks import LOCK, alone_in
 from maw.retrieval.evaluation.assessment import dense_rankings
@@ -317,5 +319,7 @@ def _now() -> str:
 def _check_place(folder: Path) -> None:
     """Raise where the output folder could not be made, before any time is spent."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise MAWError(f"cannot write to the output folder {folder}: {place} is not a folder one can write to")
+    if not place.is_dir():
+        raise MAWError(f"cannot write to the output folder {folder}: {place} is no folder; give another --output")
+    if not os.access(place, os.W_OK):
+        refuse_writing(place, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from maw.errors import MAWError
 from maw.io.atomic import Checked, write_json
 from maw.io.checked import check_file, checksum
+from maw.io.failures import check_readable
 from maw.io.json import field, read_json, read_sealed, shown
 
 if TYPE_CHECKING:
@@ -67,8 +68,10 @@ def check_model_folder(folder: Path) -> None:
     """Look at a folder before it is loaded.
 
     Raises:
-        MAWError: a file is not as it was sealed; or, where nothing is sealed, is no JSON, missing, or impossible.
+        MAWError: this user may not read a file, or it is not as it was sealed; or, where nothing is sealed, is no
+            JSON, missing, or impossible.
     """
+    check_readable(folder)
     sealed = folder / CHECKSUMS
     if sealed.exists():
         meant = f"If the change is meant, delete {sealed}; otherwise copy or save the model again"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from maw.errors import MAWError
 from maw.io.atomic import Checked
+from maw.io.failures import refuse_reading
 
 __all__ = ["check_file", "checksum"]
 
@@ -30,4 +31,4 @@ def check_file(path: Path, wanted: Checked, remedy: str, *, whole: bool = True) 
         if whole and (found := checksum(path)) != wanted["sha256"]:
             raise MAWError(f"{path} is damaged: its sha256 is {found}, but was {wanted['sha256']}. {remedy}")
     except OSError as error:
-        raise MAWError(f"{path} cannot be read: {error.strerror or error}. {remedy}") from error
+        refuse_reading(path, error, remedy)

@@ -1,4 +1,4 @@
-"""Why a file could not be written, in words."""
+"""Why a file could not be read or written, in words."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from maw.errors import MAWError
 
 __all__ = [
     "AnyPath",
+    "check_readable",
+    "refuse_reading",
     "refuse_writing",
     "refused_as_full",
     "saying_that_the_disk_is_full",
@@ -24,6 +26,45 @@ AnyPath: TypeAlias = str | os.PathLike[str]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TORCH = ("PytorchStreamWriter", "basic_ios::clear", ". unexpected pos ")
 _NUMPY = re.compile(r"^\d+ requested and \d+ written$")
+
+
+FORBIDDEN = (errno.EACCES, errno.EPERM)
+
+
+def refuse_reading(path: AnyPath, error: OSError, remedy: str) -> NoReturn:
+    """Say why a file could not be read.
+
+    Args:
+        path: the file.
+        error: what the system said.
+        remedy: what to do, as a sentence, where it is not that this user may not read it.
+
+    Raises:
+        MAWError: always.
+    """
+    if error.errno in FORBIDDEN:
+        raise MAWError(f"{path} may not be read by this user: ask its owner, or change its permissions") from error
+    said = f"{path} cannot be read: {error.strerror or error}"
+    raise MAWError(f"{said}. {remedy}" if remedy else said) from error
+
+
+def check_readable(folder: AnyPath) -> None:
+    """Refuse a folder in which there is a file or a folder that this user may not read.
+
+    Other libraries take such files for missing, or for damaged.
+
+    Raises:
+        MAWError: the first one.
+    """
+
+    def refuse(error: OSError) -> NoReturn:
+        refuse_reading(error.filename or folder, error, "Check the path")
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        for name in names:
+            path = os.path.join(place, name)
+            if not os.access(path, os.R_OK) and os.path.exists(path):
+                refuse(PermissionError(errno.EACCES, os.strerror(errno.EACCES), path))
 
 
 def refuse_writing(path: AnyPath, error: OSError) -> NoReturn:
@@ -38,7 +79,7 @@ def refuse_writing(path: AnyPath, error: OSError) -> NoReturn:
             f"{path} could not be written: {why}. What was finished is kept: free some space and run the "
             "same command again"
         ) from error
-    if error.errno in (errno.EACCES, errno.EPERM):
+    if error.errno in FORBIDDEN:
         raise MAWError(
             f"{path} could not be written: this user may not write it ({why}): ask its owner, change the permissions "
             "of the file and its folder, or give another path"

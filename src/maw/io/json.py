@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from maw.errors import MAWError
+from maw.io.failures import refuse_reading
 
 __all__ = [
     "DEEPEST",
@@ -76,7 +77,7 @@ def read_json(path: Path, remedy: str = "", *, wanted: type[T] | None = None) ->
             raise MAWError(_sentences(f"{path} has {size:,} bytes, more than the {LARGEST:,} that are read", remedy))
         raw = path.read_bytes()
     except OSError as error:
-        raise MAWError(_sentences(f"{path} cannot be read: {error.strerror or error}", remedy)) from error
+        refuse_reading(path, error, remedy)
     return parse_json(raw, str(path), remedy, wanted=wanted)
 
 

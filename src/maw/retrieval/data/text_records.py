@@ -9,6 +9,7 @@ White space around a text is no part of it. A query has no title; where a line g
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from maw.io.ids import check_id
@@ -88,6 +89,8 @@ def unpacked_names(folder: Path, pattern: str) -> list[Path]:
     >>> [path.name for path in unpacked_names(folder, "*.tsv")]
     ['dev.tsv', 'test.tsv']
     """
+    if folder.is_dir():
+        os.listdir(folder)  # `glob` finds nothing in a folder that may not be read
     packed = (path.with_name(path.name.removesuffix(".gz")) for path in folder.glob(f"{pattern}.gz"))
     return sorted({*folder.glob(pattern), *packed})
 
