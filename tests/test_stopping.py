@@ -39,7 +39,7 @@ def data(tmp_path_factory):
     return folder
 
 
-def stop(words, begun, number, *, patience=100, all_at_once=False):
+def stop(words, begun, number, *, patience=240, all_at_once=False):
     """Start a command, send it a signal once it has written what `begun` finds, and see it end."""
     command = [sys.executable, "-m", "maw", *map(str, words)]
     own = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
@@ -47,9 +47,10 @@ def stop(words, begun, number, *, patience=100, all_at_once=False):
         until = time.monotonic() + patience
         while not begun() and process.poll() is None and time.monotonic() < until:
             time.sleep(0.05)
+        assert begun(), process.poll()
         children = psutil.Process(process.pid).children(recursive=True)
         (os.killpg if all_at_once else os.kill)(process.pid, number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     status, line = SAID[number]
     assert process.returncode == status, err
     assert [one for one in err.splitlines() if not one.startswith("encoding:")][-1].startswith(line), err

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
 __all__ = ["Terminated", "terminable"]
+
+SAME = 2.0
+"""Seconds."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -16,7 +21,9 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def terminable() -> Generator[None]:
-    """Raise `Terminated` when SIGTERM comes meanwhile, once: what comes while everything is put away changes nothing.
+    """Raise `Terminated` when SIGTERM comes meanwhile.
+
+    Some senders send it twice at once, to a process and to its group: what comes within two seconds is the same.
 
     Where something else was to happen at SIGTERM, as where it is ignored, and in other threads than the first, that
     stays.
@@ -25,7 +32,7 @@ def terminable() -> Generator[None]:
         yield
         return
     try:
-        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGTERM, _Handler())
     except ValueError:  # not the first thread
         yield
         return
@@ -35,6 +42,14 @@ def terminable() -> Generator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated
+class _Handler:
+    """Raises, where what it raised before is longer than `SAME` ago: it may have been lost in another library."""
+
+    def __init__(self) -> None:
+        self.last = -math.inf
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self.last >= SAME:
+            self.last = now
+            raise Terminated
