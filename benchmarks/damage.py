@@ -22,11 +22,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import multiprocessing
 import os
 import pickle
+import pkgutil
 import random
 import resource
 import select
@@ -335,6 +337,21 @@ def table(outcomes: Sequence[dict[str, Any]], by: str, before: Sequence[dict[str
     return "\n".join([*lines, row("all", *whole)])
 
 
+def _warm() -> None:
+    """Import once what the commands import, so that no child does."""
+    import torch
+
+    import maw
+
+    others = ("sentence_transformers", "transformers.models.bert.modeling_bert", "jinja2", "pyarrow.parquet", "peft")
+    more = ("torch.utils.tensorboard", "accelerate", "datasets", "scipy.stats", "PIL.Image", "tyro", "bm25s")
+    parts = (found.name for found in pkgutil.walk_packages(maw.__path__, "maw."))
+    for name in (*others, *more, *(part for part in parts if "__main__" not in part)):
+        with contextlib.suppress(ImportError, OSError):
+            importlib.import_module(name)
+    torch.set_num_threads(1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=2200)
@@ -349,11 +366,7 @@ def main() -> None:
     arguments = parser.parse_args()
     room = 8 * 2**30  # sizes in damaged files must not take the machine's memory
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
-    import sentence_transformers  # noqa: F401  imported once, not by each child
-    import torch
-    import transformers.models.bert.modeling_bert  # noqa: F401
-
-    torch.set_num_threads(1)
+    _warm()
     with tempfile.TemporaryDirectory() as temporary:
         base = arguments.base or Path(temporary) / "subjects"
         bench = Bench(base, arguments.limit)
