@@ -79,7 +79,7 @@ def test_the_table_has_the_intervals_of_the_values(folder):
     ("name", "content", "note", "gone"),
     [
         ("per_query.parquet", None, "per-query values need per_query.parquet", "["),
-        ("per_query.parquet", b"no", "per_query.parquet must be a Parquet file", "["),
+        ("per_query.parquet", b"no", "per_query.parquet was changed after the results were written", "["),
         ("moved.json", None, "There is no moved.json (a benchmark writes it when it is finished", "what has the"),
         ("moved.json", b"{", "moved.json is damaged: it is no JSON", "what has the"),
         ("moved.json", b'{"schema": 9}', "moved.json has schema 9, wanted 1", "what has the"),
@@ -124,7 +124,7 @@ def test_a_folder_that_is_not_ours_is_refused(tmp_path, capsys):
     assert "needs an object with `schema`" in capsys.readouterr().err
     (tmp_path / "results.json").unlink()
     (tmp_path / "benchmark.json").write_text("[]")
-    with pytest.raises(MAWError, match="needs an object, got"):
+    with pytest.raises(MAWError, match="is damaged: wanted an object, got"):
         write_report(tmp_path)
 
 

@@ -62,7 +62,7 @@ def read_folder(folder: Path) -> Folder:
     values: PerQuery = {}
     if results["rows"]:
         try:
-            if PER_QUERY in changed:
+            if PER_QUERY in changed and (folder / PER_QUERY).is_file():
                 raise MAWError(f"{PER_QUERY} {changed[PER_QUERY]}")
             values = read_per_query(folder / "per_query.parquet")
         except MAWError as error:
