@@ -157,3 +157,9 @@ def test_a_part_imports_from_those_before_it(part):
 def test_one_module_alone_uses_the_reference():
     users = [path.stem for path in SOURCE.rglob("*.py") if "reference" in parts_used(path)]
     assert sorted(users) == ["__init__", "inspection"]
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by their names alone."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
