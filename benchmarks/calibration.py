@@ -1,6 +1,7 @@
 """How soon does a policy tell texts apart: from raw states, from calibrated ones, and above baselines of depths?
 
     python benchmarks/calibration.py --data FOLDER [--output FILE.json] [--commit COMMIT] [--texts 1000] [--seeds 3]
+        [--advantage leave-one-out]
 
 The states and the entropy rewards of all depths in an untuned encoder's last layer are recorded, on queries and
 documents of four data sets. On two thirds of the texts a selector is trained by the GRPO loss alone. On the others is
@@ -19,14 +20,14 @@ import math
 import random
 import statistics
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from measuring import add_arguments, finish
 from torch import Tensor
 
 from maw import grpo
-from maw.config import MAWConfig
+from maw.config import Advantage, MAWConfig
 from maw.hf.attach import attach, maw_layers
 from maw.operations import TORCH
 from maw.retrieval.data.loading import load_dataset
@@ -81,7 +82,16 @@ def texts_of(name: str, data: Path, number: int) -> list[list[str]]:
     ]
 
 
-def train(found: Recorded, *, calibrate: bool, baseline: bool, steps: int, learning_rate: float, seed: int) -> Selector:
+def train(
+    found: Recorded,
+    *,
+    calibrate: bool,
+    baseline: bool,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    advantage: Advantage = "std",
+) -> Selector:
     """GRPO on recorded states: warm-up over a tenth, linear decay, AdamW, as in training."""
     torch.manual_seed(seed)
     config = MAWConfig()
@@ -95,8 +105,8 @@ def train(found: Recorded, *, calibrate: bool, baseline: bool, steps: int, learn
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm))
     )
-    names = ("advantage", "clip", "auxiliary_weight", "value_weight", "kl_weight", "entropy_weight")
-    settings = {name: getattr(config, name) for name in names}
+    names = ("clip", "auxiliary_weight", "value_weight", "kl_weight", "entropy_weight")
+    settings = {name: getattr(config, name) for name in names} | {"advantage": advantage}
     for _ in range(steps):
         batch = torch.randint(len(found.state), (BATCH,))
         state = found.state[batch]
@@ -142,13 +152,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds the BEIR folders")
     parser.add_argument("--texts", type=int, default=1000, help="queries, and as many documents, of each data set")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--advantage", choices=get_args(Advantage), default="std", help="std, as the page has it")
     asked = parser.parse_args()
     device = torch.device(asked.device)
     model = load_encoder("packaged", device=device, max_length=128)
     attach(model, MAWConfig(layers=[-1]))
     model.eval()
     states, rows = [], []
-    for name in SETS:
+    for name in asked.sets:
         found = record(model, *texts_of(name, asked.data, asked.texts))
         order = torch.randperm(len(found.state), generator=torch.Generator().manual_seed(0))
         cut = 2 * len(order) // 3
@@ -168,7 +180,8 @@ def main() -> None:
         print(states[-1], flush=True)
         for steps, rate, (calibrate, baseline) in itertools.product(STEPS, LEARNING_RATES, KINDS):
             settings = {"calibrate": calibrate, "baseline": baseline, "steps": steps, "learning_rate": rate}
-            measured = [measure(train(own, **settings, seed=seed), held_out) for seed in range(asked.seeds)]
+            trained = [train(own, **settings, seed=seed, advantage=asked.advantage) for seed in range(asked.seeds)]
+            measured = [measure(one, held_out) for one in trained]
             means = {key: statistics.mean(one[key] for one in measured) for key in measured[0]}
             spread = [min(one["information"] for one in measured), max(one["information"] for one in measured)]
             row = {
@@ -181,7 +194,7 @@ def main() -> None:
             }
             rows.append(row | {"information, smallest and largest": spread})
             print({key: round(v, 4) if isinstance(v, float) else v for key, v in rows[-1].items()}, flush=True)
-    finish({"states": states, "rows": rows}, device, asked)
+    finish({"advantage": asked.advantage, "states": states, "rows": rows}, device, asked)
 
 
 if __name__ == "__main__":
