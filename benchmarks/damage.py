@@ -158,6 +158,7 @@ class Bench:
                 verdict = "traceback"
             if status == 0:
                 verdict = self._compared(subject, expected, copy, new, output, path, before)
+                named = named or verdict == "said"  # in the report
             return Outcome(case, kind, name, verdict, named, words[-700:])
 
         end, outcome = _forked(judged, self.limit)
@@ -389,7 +390,10 @@ def main() -> None:
         seconds = time.monotonic() - start
         outcomes.sort(key=lambda outcome: outcome["case"]["number"])
         draw = random.Random(arguments.seed)
-        again = draw.sample(chosen, min(arguments.fresh, len(chosen)))
+        able = [
+            case for case in chosen if _subject(case.subject).arguments[case.command][0] != "negatives"
+        ]  # no command
+        again = draw.sample(able, min(arguments.fresh, len(able)))
         alone = [fresh(bench, case) for case in again]
         differing = [
             [case.number, verdict]
