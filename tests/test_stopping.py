@@ -102,6 +102,47 @@ def test_train(model, data, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+LOST = """
+import signal, sys, time, weakref
+from maw.stopping import Terminated, terminable
+
+class Thing:
+    pass
+
+def put_away(_):
+    print("inside", flush=True)
+    time.sleep(0.2)
+
+try:
+    with terminable():
+        for _ in range(100):
+            thing = Thing()
+            reference = weakref.ref(thing, put_away)
+            del thing
+            time.sleep(0.2)
+except KeyboardInterrupt as error:
+    sys.exit(143 if isinstance(error, Terminated) else 130)
+"""
+
+
+@pytest.mark.parametrize("number", SAID)
+def test_what_python_drops_is_sent_again(number):
+    with subprocess.Popen([sys.executable, "-c", LOST], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"inside\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (SAID[number][0], b"")
+
+
+@pytest.mark.slow
+def test_benchmark(model, data, tmp_path):
+    given = ["benchmark", "--output", tmp_path / "out", "--model", model, "--dataset", f"beir:{data}"]
+    given += ["--device", "cpu", "--epochs", "500", "--batch-size", "4", "--variants", "dense-full"]
+    stop(given, lambda: grown((tmp_path / "out" / "logs").glob("*.jsonl")), signal.SIGTERM)
+    assert not parts(tmp_path)
+    assert not json.loads((tmp_path / "out" / "results.json").read_text())["finished"], "untuned is"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SAID)
 def test_encode_by_ray(model, data, tmp_path, number):
