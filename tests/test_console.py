@@ -99,6 +99,7 @@ def search(made, *more):
     return ["search", *given, "--corpus", str(corpus), *more]
 
 
+@pytest.mark.slow
 def test_search_shows_texts_without_obeying_them(made):
     done = maw(*search(made))
     assert done.returncode == 0, done.stderr
@@ -107,12 +108,14 @@ def test_search_shows_texts_without_obeying_them(made):
     assert done.stdout.count(SHOWN) == 6, "title and text"
 
 
+@pytest.mark.slow
 def test_json_is_whole_and_cannot_act(made):
     done = maw(*search(made, "--json"))
     assert not acts(done.stdout + done.stderr)
     assert NASTY in json.loads(done.stdout)["hits"][0]["text"]
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_what_rich_says_and_no_more(made):
     leader, follower = pty.openpty()
     done = maw(*search(made), stdout=follower, stderr=follower, env={**os.environ, "TERM": "xterm"})
@@ -135,6 +138,7 @@ def _read(number):
         return b""
 
 
+@pytest.mark.slow
 def test_errors_show_names_of_files_and_what_is_in_them(made, tmp_path):
     for name, content in (("a\x1b[31mb\udcff.jsonl", "{}\n"), ("b.jsonl", '{"_id": "\\u001b[31m", "text": 3}\n')):
         path = tmp_path / name

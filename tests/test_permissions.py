@@ -117,6 +117,7 @@ FORBIDDEN = [
 ]
 
 
+@pytest.mark.slow
 def test_what_may_not_be_read_is_named(place):
     tries = [
         (place / name, 0, commands(place, str(number))[command]) for number, (name, command) in enumerate(FORBIDDEN)
@@ -129,6 +130,7 @@ def test_what_may_not_be_read_is_named(place):
     assert not wrong, "\n".join(f"{key}: {value}" for key, value in wrong.items())
 
 
+@pytest.mark.slow
 def test_what_may_not_be_written_is_named_and_stays(place):
     before = (place / "run.trec").read_bytes()
     cases = {

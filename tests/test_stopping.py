@@ -71,7 +71,12 @@ def parts(folder):
 
 
 @pytest.mark.parametrize(
-    ("number", "all_at_once"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGTERM, True)]
+    ("number", "all_at_once"),
+    [
+        pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
+        (signal.SIGTERM, False),
+        pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
+    ],
 )
 def test_encode(model, data, tmp_path, number, all_at_once):
     store = tmp_path / "store"
@@ -83,6 +88,7 @@ def test_encode(model, data, tmp_path, number, all_at_once):
     assert not (store / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_train(model, data, tmp_path):
     given = [
         "train",

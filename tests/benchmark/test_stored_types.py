@@ -26,6 +26,7 @@ def folder(tiny_model, toy_data, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_rows_are_what_evaluate_says_of_the_saved_models(folder, toy_data, capsys):
     results = json.loads((folder / "results" / "results.json").read_text())
     capsys.readouterr()

@@ -121,6 +121,7 @@ def test_a_folder_loads_with_trust_remote_code_and_saves_again(saved):
     assert files == {"config.json", "model.safetensors", "modeling_maw.py"}
 
 
+@pytest.mark.slow
 def test_a_folder_loads_after_import_maw(saved):
     folder, expected = saved
     done = in_a_new_process(IMPORTING, folder, "first", "first")
@@ -129,6 +130,7 @@ def test_a_folder_loads_after_import_maw(saved):
     assert all(torch.equal(out[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_the_card_says_how_its_folder_is_loaded(saved):
     """A new process runs the card's own code; a card of a model without MAW has nothing of it."""
     folder, _ = saved
@@ -156,6 +158,7 @@ except ImportError as error:
 """
 
 
+@pytest.mark.slow
 def test_where_maw_is_not_installed_the_folder_says_what_to_install(saved):
     folder, _ = saved
     done = in_a_new_process(WITHOUT, folder)

@@ -66,7 +66,11 @@ def test_half_precision_weights_move_as_those_of_float32_do(tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("variant", "kind", "asked"),
-    [("dense-lora", "bfloat16", None), ("maw-lora", "float16", None), ("maw-full", "float32", "bfloat16")],
+    [
+        ("dense-lora", "bfloat16", None),
+        pytest.param("maw-lora", "float16", None, marks=pytest.mark.slow),
+        ("maw-full", "float32", "bfloat16"),
+    ],
 )
 def test_the_saved_type_is_the_loaded_one_or_the_one_asked_for(tmp_path, variant, kind, asked):
     base = stored(tmp_path / "base", kind)
