@@ -392,7 +392,9 @@ def test_a_changed_tensor_in_a_shard_is_not_what_was_saved(tmp_path):
         AutoModel.from_pretrained(path)
 
 
-@pytest.mark.parametrize("kind", ["full", "adapter", "merged"])
+@pytest.mark.parametrize(
+    "kind", ["merged", pytest.param("full", marks=pytest.mark.slow), pytest.param("adapter", marks=pytest.mark.slow)]
+)
 def test_what_is_trained_on_and_saved_again_loads_in_a_new_process(tmp_path, kind):
     """By the ways of Sentence Transformers and Transformers alone; in bfloat16 too."""
     model = SentenceTransformer(str(saved(kind)), device="cpu")
@@ -486,6 +488,7 @@ for name in ("someone/good", "someone/lacks", "someone/swapped", "someone/intege
 """
 
 
+@pytest.mark.slow
 def test_what_was_fetched_from_the_hub_is_checked(tmp_path):
     """As it lies in the cache of huggingface_hub, without a network."""
     for name, kind in (("good", "full"), ("lacks", "plain"), ("swapped", "full"), ("integers", "plain")):

@@ -222,6 +222,7 @@ def test_every_measure_has_a_value_or_a_sentence(name: str, form: str) -> None:
             assert all(map(math.isfinite, evaluate(judged, run, [form.format(name)]).means.values()))
 
 
+@pytest.mark.slow
 def test_a_process_that_measures_at_rank_0_ends_with_a_sentence(tmp_path: Path) -> None:
     """trec_eval's library aborts the whole process on it."""
     (tmp_path / "qrels").write_text("q1 0 a 1\n")
