@@ -9,8 +9,10 @@ by `maw.retrieval.ranking.english`.
 
 As in Lucene, a document's length is what one byte holds of it (`rounded_lengths`), the average is of exact lengths,
 documents without any word count neither in it nor in N, and numbers have single precision. As in Anserini, equal
-scores are ordered by ascending document id. On NFCorpus (BEIR, test) that gives Anserini's three published figures:
-nDCG@10 .3218, R@100 .2457, R@1000 .3704.
+scores are ordered by ascending document id, and each is lowered by 1e-6 more than the one before it, in single
+precision, so that trec_eval keeps that order. Where scores are above 16, as for ArguAna's long queries, so little is
+mostly lost in rounding; they stay equal, and trec_eval's order is by descending id. On test sets of BEIR that gives
+Anserini's published figures: NFCorpus nDCG@10 .3218, R@100 .2457, R@1000 .3704; ArguAna nDCG@10 .3970.
 """
 
 from __future__ import annotations
@@ -34,8 +36,11 @@ if TYPE_CHECKING:
 
 __all__ = ["VERSION", "BM25Index", "bm25_run", "rounded_lengths"]
 
-VERSION = 2
+VERSION = 3
 """Changes wherever scores or their order change: what is kept of an earlier one is not taken for this one's."""
+
+LOWERED = 1e-6
+"""What an equal score is lowered by, as Anserini does."""
 
 Item = TypeVar("Item")
 
@@ -53,9 +58,9 @@ def bm25_run(
 ) -> dict[str, dict[str, float]]:
     """Return, for every query, the k documents with the highest BM25 score.
 
-    Equal scores are ordered by ascending document id, at the k-th place too; so that every evaluation keeps that order,
-    each of them but the first is lowered by the least that single precision can tell. A document without a word of the
-    query has no score and is not retrieved, so a query may have fewer than k documents, or none.
+    Equal scores are ordered by ascending document id, at the k-th place too, and lowered by 1e-6 each, as the module
+    says; what is still equal then is ordered by descending id, as evaluation orders it. A document without a word of
+    the query has no score and is not retrieved, so a query may have fewer than k documents, or none.
 
     Args:
         documents: document id -> text.
@@ -96,12 +101,12 @@ def bm25_run(
 
 
 def _falling(found: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """The scores, each below the one before it."""
-    run, last = {}, math.inf
+    """Equal scores lowered one after the other, as far as single precision can tell; by descending score and id."""
+    run, last, equal = {}, math.inf, 0
     for name, score in found:
-        last = score if score < last else float(np.nextafter(np.float32(last), np.float32(-np.inf)))
-        run[name] = last
-    return run
+        equal = equal + 1 if score == last else 0
+        run[name], last = float(np.float32(score - LOWERED * equal)), score
+    return dict(sorted(run.items(), key=lambda item: (item[1], item[0]), reverse=True))
 
 
 DOCUMENTS_AT_ONCE = 8192
