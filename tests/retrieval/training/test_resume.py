@@ -259,7 +259,7 @@ def assert_same(end: dict, expected: dict) -> None:
     assert [name for name, content in end["last"].items() if content != expected["last"][name]] == []
 
 
-FILE_EVENTS = 150
+FILE_EVENTS = 240
 """More than one training makes."""
 
 
