@@ -1,4 +1,4 @@
-"""Where `maw` speaks to people: consoles, messages and notices in which nothing that is shown can act.
+"""What `maw` prints: consoles, messages and warnings, in which control characters of a text are shown as escapes.
 
 See `maw.io.escaping` for what is escaped. Words in brackets and colons are shown as they are, too: rich would take
 `[red]` for a colour and `:smile:` for a picture.

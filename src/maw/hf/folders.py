@@ -232,7 +232,7 @@ def _embeddings(model: SentenceTransformer) -> int | None:
     host: Any = getattr(model[0], "model", None) or getattr(model[0], "auto_model", None)
     try:
         return int(host.get_input_embeddings().weight.shape[0])
-    except (AttributeError, NotImplementedError):
+    except (AttributeError, NotImplementedError):  # no transformer, or one that does not begin with such a table
         return None
 
 

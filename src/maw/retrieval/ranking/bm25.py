@@ -10,8 +10,8 @@ by `maw.retrieval.ranking.english`.
 As in Lucene, a document's length is what one byte holds of it (`rounded_lengths`), the average is of exact lengths,
 documents without any word count neither in it nor in N, and numbers have single precision. As in Anserini, equal
 scores are ordered by ascending document id, and each is lowered by 1e-6 more than the one before it, in single
-precision, so that trec_eval keeps that order. Where scores are above 16, as for ArguAna's long queries, so little is
-mostly lost in rounding; they stay equal, and trec_eval's order is by descending id. On test sets of BEIR that gives
+precision, so that trec_eval keeps that order. Where scores are above 32, as for ArguAna's long queries, so little is
+lost in rounding; they stay equal, and trec_eval's order is by descending id. On test sets of BEIR that gives
 Anserini's published figures: NFCorpus nDCG@10 .3218, R@100 .2457, R@1000 .3704; ArguAna nDCG@10 .3970.
 """
 
