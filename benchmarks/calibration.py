@@ -1,7 +1,7 @@
 """How soon does a policy tell texts apart: from raw states, from calibrated ones, and above baselines of depths?
 
     python benchmarks/calibration.py --data FOLDER [--output FILE.json] [--commit COMMIT] [--texts 1000] [--seeds 3]
-        [--advantage leave-one-out]
+        [--sets nfcorpus ...] [--steps 125 ...] [--advantage leave-one-out] [--kl-weights 1 .05 ...]
 
 The states and the entropy rewards of all depths in an untuned encoder's last layer are recorded, on queries and
 documents of four data sets. On two thirds of the texts a selector is trained by the GRPO loss alone. On the others is
@@ -91,6 +91,7 @@ def train(
     learning_rate: float,
     seed: int,
     advantage: Advantage = "std",
+    kl_weight: float = 1.0,
 ) -> Selector:
     """GRPO on recorded states: warm-up over a tenth, linear decay, AdamW, as in training."""
     torch.manual_seed(seed)
@@ -105,8 +106,8 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm))
     )
-    names = ("clip", "auxiliary_weight", "value_weight", "kl_weight", "entropy_weight")
-    settings = {name: getattr(config, name) for name in names} | {"advantage": advantage}
+    names = ("clip", "auxiliary_weight", "value_weight", "entropy_weight")
+    settings = {name: getattr(config, name) for name in names} | {"advantage": advantage, "kl_weight": kl_weight}
     for _ in range(steps):
         batch = torch.randint(len(found.state), (BATCH,))
         state = found.state[batch]
@@ -153,6 +154,8 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=1000, help="queries, and as many documents, of each data set")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--steps", nargs="+", type=int, default=STEPS)
+    parser.add_argument("--kl-weights", nargs="+", type=float, default=(1.0,))
     parser.add_argument("--advantage", choices=get_args(Advantage), default="std", help="std, as the page has it")
     asked = parser.parse_args()
     device = torch.device(asked.device)
@@ -178,14 +181,17 @@ def main() -> None:
             }
         )
         print(states[-1], flush=True)
-        for steps, rate, (calibrate, baseline) in itertools.product(STEPS, LEARNING_RATES, KINDS):
+        every = itertools.product(asked.kl_weights, asked.steps, LEARNING_RATES, KINDS)
+        for kl_weight, steps, rate, (calibrate, baseline) in every:
             settings = {"calibrate": calibrate, "baseline": baseline, "steps": steps, "learning_rate": rate}
-            trained = [train(own, **settings, seed=seed, advantage=asked.advantage) for seed in range(asked.seeds)]
+            settings |= {"advantage": asked.advantage, "kl_weight": kl_weight}
+            trained = [train(own, **settings, seed=seed) for seed in range(asked.seeds)]
             measured = [measure(one, held_out) for one in trained]
             means = {key: statistics.mean(one[key] for one in measured) for key in measured[0]}
             spread = [min(one["information"] for one in measured), max(one["information"] for one in measured)]
             row = {
                 "data": name,
+                "KL weight": kl_weight,
                 "steps": steps,
                 "learning rate": rate,
                 "calibrated": calibrate,
