@@ -54,6 +54,11 @@ class TrainingTexts(Dataset):
     def __getitem__(self, index: int) -> tuple[str, ...]:
         return self.rows[index]
 
+    @property
+    def columns(self) -> list[str]:
+        """What the texts of a row are called in a batch."""
+        return ["anchor", "positive", *(f"negative_{place}" for place in range(1, len(self.rows[0]) - 1))]
+
     def texts(self, row: tuple[str, ...]) -> list[str]:
         """The texts of a row."""
         return [self.queries[row[0]], *(self.documents[document] for document in row[1:])]
@@ -62,9 +67,10 @@ class TrainingTexts(Dataset):
 class Batches(BatchSampler):
     """Rows of the training texts, batch by batch, for one of several processes.
 
-    Every epoch takes the rows in an order of its own and puts each into the first batch it goes with; when more than
-    `WAITING` batches of rows wait for one, the batch is filled with those that wait longest. Every batch is full but
-    the last, which holds the rest, cut to a multiple of the processes.
+    Every epoch takes the rows in an order of its own and puts each into the first batch it goes with; when more
+    than `WAITING` batches of rows wait for one, the batch is filled with those that wait longest; at the end some
+    of these are exchanged for rows of other batches, where both then go with theirs. Every batch is full but the
+    last, which holds the rest, cut to a multiple of the processes.
 
     Without `relevance`, nothing is known but the rows' own texts, and no row may join a batch with which it does not
     go: where the rows left cannot fill a batch, rows that were used before come again, and where these cannot either,
@@ -279,8 +285,7 @@ class Collator:
 
     def __call__(self, rows: Sequence[tuple[str, ...]]) -> dict[str, Any]:
         """One batch."""
-        names = ["anchor", "positive", *(f"negative_{place}" for place in range(1, len(rows[0]) - 1))]
-        batch = self.collate([dict(zip(names, self.texts.texts(row), strict=True)) for row in rows])
+        batch = self.collate([dict(zip(self.texts.columns, self.texts.texts(row), strict=True)) for row in rows])
         if self.relevance is not None:
             batch["label"] = torch.from_numpy(self.relevance.ids[[self.numbers[row] for row in rows]])
         return {**batch, "rows": ["\0".join(row) for row in rows]}

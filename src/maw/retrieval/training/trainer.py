@@ -295,9 +295,9 @@ class Trainer(SentenceTransformerTrainer):
 
 def _prompts(model: Any, batches: Batches) -> dict[str, str]:
     """What stands before the texts of each column of `Collator`, as where the model is used."""
-    columns = ["anchor", "positive", *(f"negative_{place}" for place in range(1, len(batches.texts.rows[0]) - 1))]
-    prompts = [query_prompt(model), *[document_prompt(model)] * (len(columns) - 1)]
-    return {column: prompt for column, prompt in zip(columns, prompts, strict=True) if prompt}
+    query, *documents = batches.texts.columns
+    prompts = {query: query_prompt(model), **dict.fromkeys(documents, document_prompt(model))}
+    return {column: prompt for column, prompt in prompts.items() if prompt}
 
 
 @contextmanager
